@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "base/clock.h"
+#include "base/metrics.h"
+#include "base/sync.h"
+#include "core/caller.h"
+
+namespace kek::core {
+
+// One data or key operation, allowed or denied. Sizes and names only: never
+// plaintext, ciphertext, AAD or a PIN.
+struct AuditRecord {
+  std::string
+      method;  // "Encrypt", "Decrypt", "CreateCryptoKey", "TokenLogin", ...
+  Caller caller;
+  std::string resource;  // the name the caller gave
+  std::string version;   // full name of the key version that was used or made;
+                         // empty if it did not come so far
+  std::string request_id;  // Kubernetes' uid, or the request's own id
+  absl::Status status;     // what the caller is told
+  bool permitted = true;   // false: denied by policy
+  uint64_t input_bytes = 0;
+  uint64_t output_bytes = 0;
+  uint64_t aad_bytes = 0;
+  bool coalesced = false;  // answered by another caller's identical Decrypt
+  absl::Duration latency;
+  std::string detail;  // of key operations: "state ENABLED -> DISABLED",
+                       // attributes of a new key
+};
+
+// AuditLog models the durable list of what was done with keys: JSON lines in
+// files of a directory of its own, append-only, one record a line, the bytes
+// written are the record. Writers share a group commit: one write and one
+// fdatasync for all records that wait. "No durable record, no reply":
+// KeyService answers only after Append returned OK. docs/operations.md has the
+// fields. (Hash chain, tree and signed checkpoints join later, in this same
+// place.)
+//
+// A failed write or fdatasync is never retried on the same file: a new segment
+// is begun, and everything unacknowledged is written again. A file that was
+// unlinked, replaced or truncated under us is noticed at the next flush and
+// treated the same. Thread-safe.
+class AuditLog {
+ public:
+  struct Options {
+    std::string directory;                  // created 0700 if missing
+    uint64_t segment_bytes = 256ULL << 20;  // begin a new file beyond this size
+    uint64_t max_pending_bytes = 16ULL << 20;
+    base::Metrics* metrics = nullptr;
+    const base::Clock* clock = nullptr;  // null: the real one
+  };
+  // UNAVAILABLE or FAILED_PRECONDITION with directory and reason; a torn last
+  // line of an earlier run is kept beside the log and reported by a record of
+  // its own.
+  static absl::StatusOr<std::unique_ptr<AuditLog>> Open(Options options);
+  ~AuditLog();
+
+  // Returns when the record is on disk. UNAVAILABLE (disk full, I/O error; at
+  // most 2 s), DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED. After an error the record
+  // may still reach the disk later; the caller must not reply with the result
+  // it describes.
+  absl::Status Append(const AuditRecord& record, base::Deadline deadline);
+
+  // OK while the last flush succeeded; for health and the watchdog. Never
+  // blocks.
+  absl::Status health() const;
+  // Flushes an empty group: proves writer thread and file, writes nothing.
+  absl::Status Check(base::Deadline deadline);
+
+ private:
+  class Writer;
+  explicit AuditLog(std::unique_ptr<Writer> writer);
+  std::unique_ptr<Writer> writer_;
+};
+
+}  // namespace kek::core
