@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "base/metrics.h"
+#include "base/sync.h"
+
+namespace kek::service {
+
+// Executor models the one hop between gRPC's threads and blocking work: a fixed
+// number of workers and a bounded first-come first-served queue. Work whose
+// deadline passed while it waited is not run. Thread-safe.
+class Executor {
+ public:
+  struct Options {
+    int workers = 48;
+    size_t queue = 1024;
+    base::Metrics* metrics = nullptr;
+  };
+  explicit Executor(Options options);
+  // Runs what is queued, then joins the workers.
+  ~Executor();
+
+  // Calls run on a worker; or, if deadline passes first, expired (on a worker
+  // or in place of run). RESOURCE_EXHAUSTED, and neither is called, when the
+  // queue is full or the executor is stopping. Never blocks.
+  absl::Status Submit(base::Deadline deadline, absl::AnyInvocable<void()> run,
+                      absl::AnyInvocable<void()> expired);
+
+  // Proves that a worker can be had before the deadline, for the watchdog.
+  absl::Status Check(base::Deadline deadline);
+
+ private:
+  class Pool;
+  std::unique_ptr<Pool> pool_;
+};
+
+}  // namespace kek::service
