@@ -42,6 +42,11 @@ struct EncryptRequest {
   std::span<const uint8_t> plaintext;
   std::span<const uint8_t> aad;
   bool allow_empty_plaintext = true;
+  // CRC32C the caller computed, as it sent them; checked with the payload.
+  // INVALID_ARGUMENT "The checksum in field plaintext_crc32c did not match the
+  // data in field plaintext.", likewise the other fields.
+  std::optional<int64_t> plaintext_crc32c;
+  std::optional<int64_t> additional_authenticated_data_crc32c;
 };
 struct EncryptResult {
   catalog::ResourceName version;
@@ -54,6 +59,9 @@ struct DecryptRequest {
   EnvelopeContext context;
   std::span<const uint8_t> ciphertext;
   std::span<const uint8_t> aad;
+  // As in EncryptRequest.
+  std::optional<int64_t> ciphertext_crc32c;
+  std::optional<int64_t> additional_authenticated_data_crc32c;
 };
 struct DecryptResult {
   base::SecretBytes plaintext;
