@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <string>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
@@ -17,22 +18,32 @@ namespace kek::service {
 class Executor {
  public:
   struct Options {
+    std::string name = "ordinary";  // the label of its metrics
     int workers = 48;
     size_t queue = 1024;
-    base::Metrics* metrics = nullptr;
+    base::Metrics* metrics = nullptr;  // may be null
   };
   explicit Executor(Options options);
-  // Runs what is queued, then joins the workers.
+  // Runs what is queued, then joins the workers: waits for ever for work that
+  // hangs. Who cannot afford that asks Drain first.
   ~Executor();
+  Executor(const Executor&) = delete;
+  Executor& operator=(const Executor&) = delete;
 
   // Calls run on a worker; or, if deadline passes first, expired (on a worker
-  // or in place of run). RESOURCE_EXHAUSTED, and neither is called, when the
+  // in place of run). RESOURCE_EXHAUSTED, and neither is called, when the
   // queue is full or the executor is stopping. Never blocks.
   absl::Status Submit(base::Deadline deadline, absl::AnyInvocable<void()> run,
                       absl::AnyInvocable<void()> expired);
 
-  // Proves that a worker can be had before the deadline, for the watchdog.
+  // Proves that a worker can be had before the deadline, for the watchdog. Goes
+  // before everything that is queued, so that overload is not mistaken for a
+  // standstill. DEADLINE_EXCEEDED: all workers are stuck.
   absl::Status Check(base::Deadline deadline);
+
+  // Refuses new work from now on and waits until nothing is queued and nothing
+  // runs. DEADLINE_EXCEEDED says how much still does.
+  absl::Status Drain(base::Deadline deadline);
 
  private:
   class Pool;
