@@ -33,7 +33,7 @@ SecretBytes::SecretBytes(size_t size)
 
 SecretBytes::SecretBytes(std::span<const uint8_t> bytes)
     : SecretBytes(bytes.size()) {
-  if (!bytes.empty()) std::memcpy(data_, bytes.data(), bytes.size());
+  if (data_ != nullptr) std::memcpy(data_, bytes.data(), bytes.size());
 }
 
 SecretBytes::SecretBytes(SecretBytes&& other) noexcept
