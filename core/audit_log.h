@@ -41,20 +41,24 @@ struct AuditRecord {
 // files of a directory of its own, append-only, one record a line, the bytes
 // written are the record. Writers share a group commit: one write and one
 // fdatasync for all records that wait. "No durable record, no reply":
-// KeyService answers only after Append returned OK. docs/operations.md has the
-// fields. (Hash chain, tree and signed checkpoints join later, in this same
-// place.)
+// KeyService answers only after Append returned OK. docs/audit-format.md has
+// the files and fields. (Hash chain, tree and signed checkpoints join later, in
+// this same place.)
 //
 // A failed write or fdatasync is never retried on the same file: a new segment
 // is begun, and everything unacknowledged is written again. A file that was
 // unlinked, replaced or truncated under us is noticed at the next flush and
-// treated the same. Thread-safe.
+// treated the same. While the disk takes nothing, records are refused at once
+// and the writer tries again by itself; the log then says how many were
+// refused. Thread-safe.
 class AuditLog {
  public:
   struct Options {
     std::string directory;                  // created 0700 if missing
     uint64_t segment_bytes = 256ULL << 20;  // begin a new file beyond this size
-    uint64_t max_pending_bytes = 16ULL << 20;
+    uint64_t max_pending_bytes = 16ULL << 20;  // further records are refused
+    // After this long without an answer from the disk, callers are refused.
+    absl::Duration block_limit = absl::Seconds(2);
     base::Metrics* metrics = nullptr;
     const base::Clock* clock = nullptr;  // null: the real one
   };
@@ -62,6 +66,8 @@ class AuditLog {
   // line of an earlier run is kept beside the log and reported by a record of
   // its own.
   static absl::StatusOr<std::unique_ptr<AuditLog>> Open(Options options);
+  // Writes what waits and a closing record; gives up on a disk that hangs after
+  // 5 s.
   ~AuditLog();
 
   // Returns when the record is on disk. UNAVAILABLE (disk full, I/O error; at
