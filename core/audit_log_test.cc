@@ -41,8 +41,8 @@ struct Disk {
   bool hang = false;  // calls wait while this is set
   int hanging = 0;
   int calls = 0;
-  int failed_inode_synced_again = 0;
-  std::set<ino_t> failed_inodes;
+  int failed_file_synced_again = 0;
+  std::set<std::string> failed_files;
 };
 
 Disk& TheDisk() {
@@ -54,15 +54,15 @@ Disk& TheDisk() {
 
 extern "C" int fdatasync(int fd) {
   Disk& disk = TheDisk();
-  struct stat status;
-  const ino_t inode = fstat(fd, &status) == 0 ? status.st_ino : 0;
+  const std::string file =
+      std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd));
   {
     kek::base::MutexLock lock(disk.mu);
     ++disk.calls;
-    if (disk.failed_inodes.count(inode) > 0) ++disk.failed_inode_synced_again;
+    if (disk.failed_files.count(file) > 0) ++disk.failed_file_synced_again;
     if (disk.fail > 0) {
       --disk.fail;
-      disk.failed_inodes.insert(inode);
+      disk.failed_files.insert(file);
       errno = EIO;
       return -1;
     }
@@ -96,8 +96,8 @@ void ResetDisk() {
   disk.fail = 0;
   disk.hang = false;
   disk.calls = 0;
-  disk.failed_inode_synced_again = 0;
-  disk.failed_inodes.clear();
+  disk.failed_file_synced_again = 0;
+  disk.failed_files.clear();
   disk.changed.NotifyAll();
 }
 void FailDisk(int times) {
@@ -461,7 +461,7 @@ TEST_F(AuditLogTest, FailedSyncGoesToANewSegmentAndTheCallerNeverKnows) {
   EXPECT_THAT(OpsOf(lines), ElementsAre("AuditOpen", "Encrypt", "Encrypt",
                                         "AuditSegmentFailed", "Encrypt"));
   EXPECT_EQ(Metric("kekd_audit_failures_total"), 1);
-  EXPECT_EQ(TheDisk().failed_inode_synced_again, 0);
+  EXPECT_EQ(TheDisk().failed_file_synced_again, 0);
 }
 
 TEST_F(AuditLogTest, OutageRefusesAtOnceRecoversByItselfAndIsRecorded) {
@@ -502,7 +502,7 @@ TEST_F(AuditLogTest, OutageRefusesAtOnceRecoversByItselfAndIsRecorded) {
   EXPECT_THAT(gap, HasSubstr("Input/output error"));
   // Failed segments without an acknowledged record do not litter.
   EXPECT_THAT(Segments(Directory()), SizeIs(2));
-  EXPECT_EQ(TheDisk().failed_inode_synced_again, 0);
+  EXPECT_EQ(TheDisk().failed_file_synced_again, 0);
 }
 
 TEST_F(AuditLogTest, HungDiskIsUnavailableAfterTheBlockLimit) {
