@@ -100,7 +100,9 @@ struct CryptoKeyVersion {
   absl::Time create_time;
   std::optional<absl::Time> generate_time;
   std::optional<absl::Time> destroy_time;        // due, while DESTROY_SCHEDULED
-  std::optional<absl::Time> destroy_event_time;  // done
+  // When it was done; while DESTROY_SCHEDULED: when the destruction began, from
+  // which point there is no way back.
+  std::optional<absl::Time> destroy_event_time;
   std::string failure_reason;  // of kGenerationFailed, kImportFailed
   // Where the object is: the token's identity
   // ("manufacturer/model/serial/label") and its CKA_ID and label.

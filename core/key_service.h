@@ -195,7 +195,8 @@ class KeyService {
   // authorised and audited on its own.
   absl::StatusOr<DecryptResult> Decrypt(const CallInfo& call,
                                         const DecryptRequest& request);
-  // From the cache; FAILED_PRECONDITION when there is no primary. Not audited.
+  // From the cache; FAILED_PRECONDITION when there is no primary. Needs the
+  // permission to encrypt. Not audited.
   absl::StatusOr<PrimaryInfo> Primary(const CallInfo& call,
                                       const catalog::ResourceName& key);
 
@@ -210,6 +211,14 @@ class KeyService {
       const CallInfo& call, const catalog::ResourceName& location,
       const ListPage& page);
 
+  // With its first version, unless the request says otherwise: the key and the
+  // intent to make version 1 are one transaction, and what is returned is
+  // ENABLED and primary. If making the version fails, the error is returned and
+  // the key stays, without a primary and with a version GENERATION_FAILED; it
+  // encrypts nothing, and asking again for a key of that name, with a first
+  // version, completes it with a new version (ids are never reused) and the
+  // fields of the new request. While the token does not answer nothing is
+  // written at all. ALREADY_EXISTS for every other key that exists.
   absl::StatusOr<CryptoKeyView> CreateCryptoKey(
       const CallInfo& call, const CreateCryptoKeyRequest& request);
   absl::StatusOr<CryptoKeyView> GetCryptoKey(const CallInfo& call,
@@ -240,8 +249,11 @@ class KeyService {
       const CallInfo& call, const catalog::ResourceName& version);
   absl::StatusOr<catalog::CryptoKeyVersion> Disable(
       const CallInfo& call, const catalog::ResourceName& version);
+  // From ENABLED or DISABLED; due after the key's destroy_scheduled_duration.
   absl::StatusOr<catalog::CryptoKeyVersion> ScheduleDestroy(
       const CallInfo& call, const catalog::ResourceName& version);
+  // To DISABLED. FAILED_PRECONDITION from destroy_time on, whether the key
+  // material is gone already or not.
   absl::StatusOr<catalog::CryptoKeyVersion> Restore(
       const CallInfo& call, const catalog::ResourceName& version);
 
@@ -251,7 +263,8 @@ class KeyService {
   // counted as a use, not audited.
   absl::Status SelfTest(const catalog::ResourceName& key,
                         base::Deadline deadline);
-  // When real work under this key last succeeded, if it did since the start.
+  // When real work under this key's primary last succeeded, if it did since the
+  // start.
   std::optional<base::Deadline> LastSuccess(
       const catalog::ResourceName& key) const;
 
