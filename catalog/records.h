@@ -99,7 +99,7 @@ struct CryptoKeyVersion {
   Residency residency = Residency::kToken;
   absl::Time create_time;
   std::optional<absl::Time> generate_time;
-  std::optional<absl::Time> destroy_time;        // due, while DESTROY_SCHEDULED
+  std::optional<absl::Time> destroy_time;  // due, while DESTROY_SCHEDULED
   // When it was done; while DESTROY_SCHEDULED: when the destruction began, from
   // which point there is no way back.
   std::optional<absl::Time> destroy_event_time;
