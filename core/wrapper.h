@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/metrics.h"
 #include "base/secret_bytes.h"
 #include "base/sync.h"
 #include "catalog/records.h"
@@ -15,6 +16,8 @@
 #include "pkcs11/token.h"
 
 namespace kek::core {
+
+class ProofGroups;
 
 // A version ready for use: its record's identity and the token's key.
 struct ResolvedVersion {
@@ -31,15 +34,22 @@ struct ResolvedVersion {
 // released. Thread-safe.
 class Wrapper {
  public:
-  explicit Wrapper(pkcs11::Token& token);
+  // token and metrics (may be null) must outlive the Wrapper.
+  explicit Wrapper(pkcs11::Token& token, base::Metrics* metrics = nullptr);
   ~Wrapper();
+  Wrapper(const Wrapper&) = delete;
+  Wrapper& operator=(const Wrapper&) = delete;
 
   struct WrapOptions {
     EnvelopeContext context = EnvelopeContext::kCloudKms;
     bool verify = true;
   };
   // The serialised Envelope, proven. Status as pkcs11::Token::Encrypt;
-  // DATA_LOSS when the proof fails.
+  // DATA_LOSS when the proof fails. When the token's generation changes between
+  // the encryption and its proof, the proof says nothing about the handle that
+  // was used, and the wrap is made anew (at most kMaxAttempts encryptions in
+  // all), with a new IV.
+  static constexpr int kMaxAttempts = 3;
   absl::StatusOr<std::vector<uint8_t>> Wrap(const ResolvedVersion& version,
                                             std::span<const uint8_t> plaintext,
                                             std::span<const uint8_t> aad,
@@ -47,9 +57,10 @@ class Wrapper {
                                             base::Deadline deadline);
 
   // The plaintext of an Envelope whose header has been matched to version by
-  // the caller. INVALID_ARGUMENT with one fixed text for everything that
-  // depends on tag, AAD or ciphertext; DATA_LOSS when the payload's checksum is
-  // wrong although the tag was right.
+  // the caller, and whose context is the caller's. INVALID_ARGUMENT with one
+  // fixed text (kDecryptionFailed) for everything that depends on header, tag,
+  // AAD or ciphertext; DATA_LOSS when the payload's checksum is wrong although
+  // the tag was right.
   absl::StatusOr<base::SecretBytes> Unwrap(const ResolvedVersion& version,
                                            const Envelope& envelope,
                                            std::span<const uint8_t> aad,
@@ -59,13 +70,16 @@ class Wrapper {
   absl::StatusOr<catalog::StoredCanary> MakeCanary(
       const pkcs11::KeyIdentity& identity, const catalog::Uuid& key_uuid,
       uint32_t version, base::Deadline deadline);
-  // No HSM work.
+  // No HSM work. A record without a canary gives a version without key, under
+  // which nothing works (FAILED_PRECONDITION).
   ResolvedVersion Resolve(const catalog::CryptoKeyVersion& record);
 
  private:
-  class ProofGroups;
   pkcs11::Token& token_;
-  std::unique_ptr<ProofGroups> proofs_;
+  const std::unique_ptr<ProofGroups> proofs_;
+  base::Metrics::Counter* wraps_ = nullptr;  // null without metrics
+  base::Metrics::Counter* unwraps_ = nullptr;
+  base::Metrics::Counter* proof_runs_ = nullptr;
 };
 
 }  // namespace kek::core
