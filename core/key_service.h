@@ -106,6 +106,8 @@ struct UpdateCryptoKeyRequest {
   std::optional<std::optional<absl::Duration>> rotation_period;
   std::optional<std::optional<absl::Time>> next_rotation_time;
   std::optional<catalog::AlgorithmId> algorithm;
+  // Cannot change; INVALID_ARGUMENT unless it is what the key has.
+  std::optional<catalog::ProtectionLevel> protection_level;
 };
 
 struct ListPage {
