@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "base/crc32c.h"
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "core/algorithm.h"
@@ -61,6 +62,18 @@ absl::Status CheckSizes(catalog::ProtectionLevel level, size_t plaintext,
         " bytes together; at most ", limits.together, " are allowed"));
   }
   return absl::OkStatus();
+}
+
+// crc32c is the caller's, of the field called name; absent: not checked.
+absl::Status CheckChecksum(absl::string_view name,
+                           std::optional<int64_t> crc32c,
+                           std::span<const uint8_t> data) {
+  if (!crc32c.has_value() || *crc32c == int64_t{base::Crc32c(data)}) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("The checksum in field ", name,
+                   "_crc32c did not match the data in field ", name, "."));
 }
 
 // Names one decryption: the same name means the same question.
@@ -391,6 +404,11 @@ absl::StatusOr<EncryptResult> KeyService::Encrypt(
         if (request.plaintext.empty() && !request.allow_empty_plaintext) {
           return absl::InvalidArgumentError("plaintext is empty");
         }
+        RETURN_IF_ERROR(CheckChecksum("plaintext", request.plaintext_crc32c,
+                                      request.plaintext));
+        RETURN_IF_ERROR(CheckChecksum(
+            "additional_authenticated_data",
+            request.additional_authenticated_data_crc32c, request.aad));
         RETURN_IF_ERROR(e.TakeUse(*key, *version, call.deadline));
         EncryptResult result{
             .version = version->record.name,
@@ -424,6 +442,8 @@ absl::StatusOr<DecryptResult> KeyService::Decrypt(
         RETURN_IF_ERROR(CheckPurpose(key->key));
         // The version is in the ciphertext, so that this part of the payload
         // comes before the version's state.
+        RETURN_IF_ERROR(CheckChecksum("ciphertext", request.ciphertext_crc32c,
+                                      request.ciphertext));
         const absl::StatusOr<Envelope> envelope =
             Envelope::Parse(request.ciphertext);
         if (!envelope.ok()) return InvalidCiphertext();
@@ -449,6 +469,9 @@ absl::StatusOr<DecryptResult> KeyService::Decrypt(
               "additional_authenticated_data is ", request.aad.size(),
               " bytes long; at most ", limits.aad, " are allowed"));
         }
+        RETURN_IF_ERROR(CheckChecksum(
+            "additional_authenticated_data",
+            request.additional_authenticated_data_crc32c, request.aad));
 
         // Only the token's work is shared: this caller has been checked above.
         const std::string flight = FlightKey(request);

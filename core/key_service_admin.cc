@@ -232,6 +232,11 @@ absl::StatusOr<CryptoKeyView> KeyService::UpdateCryptoKey(
             [&](catalog::Transaction& transaction) -> absl::Status {
               ASSIGN_OR_RETURN(catalog::CryptoKey key,
                                transaction.GetCryptoKey(request.name));
+              if (request.protection_level.value_or(key.protection_level) !=
+                  key.protection_level) {
+                return absl::InvalidArgumentError(
+                    "version_template.protection_level cannot be updated");
+              }
               if (request.labels.has_value()) {
                 RETURN_IF_ERROR(CheckLabels(*request.labels));
                 key.labels = *request.labels;
