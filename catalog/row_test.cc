@@ -22,9 +22,8 @@ Bytes WithChecksum(Bytes body) {
   }
   return body;
 }
-Bytes WithoutChecksum(Bytes row) {
-  row.resize(row.size() - 4);
-  return row;
+Bytes WithoutChecksum(const Bytes& row) {
+  return {row.begin(), row.end() - 4};
 }
 std::string Hex(const Bytes& bytes) {
   return absl::BytesToHexString(absl::string_view(

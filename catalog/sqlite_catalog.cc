@@ -618,7 +618,7 @@ absl::Status Migrate(Connection& connection, const std::string& path) {
         "BEGIN IMMEDIATE; PRAGMA application_id = ", kApplicationId, ";",
         kMigrations[static_cast<size_t>(version)],
         "PRAGMA user_version = ", version + 1, "; COMMIT");
-    const absl::Status status = connection.Execute(step.c_str());
+    absl::Status status = connection.Execute(step.c_str());
     if (!status.ok()) {
       if (connection.InTransaction()) {
         (void)connection.Execute("ROLLBACK");
