@@ -25,7 +25,7 @@ class CryptoFaultTest : public FaultTest {
  protected:
   void SetUp() override {
     FaultTest::SetUp();
-    OpenReady();
+    ASSERT_NO_FATAL_FAILURE(OpenReady());
     key_ = MakeKey();
     ASSERT_OK_AND_ASSIGN(sealed_, Encrypt(key_));
     rules_->Forget();

@@ -145,6 +145,7 @@ KnownKey FaultTest::Reopened(const KnownKey& known) {
 
 absl::StatusOr<pkcs11::Sealed> FaultTest::Encrypt(const KnownKey& key,
                                                   bool verify) {
+  if (key.key == nullptr) return absl::InternalError("the test has no key");
   pkcs11::EncryptOptions options;
   options.verify = verify;
   return token_->Encrypt(key.key, aad_, plaintext_, options, Soon());
@@ -152,6 +153,7 @@ absl::StatusOr<pkcs11::Sealed> FaultTest::Encrypt(const KnownKey& key,
 
 absl::StatusOr<base::SecretBytes> FaultTest::Decrypt(
     const KnownKey& key, const pkcs11::Sealed& sealed) {
+  if (key.key == nullptr) return absl::InternalError("the test has no key");
   return token_->Decrypt(key.key, aad_, sealed, Soon());
 }
 

@@ -24,7 +24,7 @@ class IdentityFaultTest : public FaultTest {
  protected:
   void SetUp() override {
     FaultTest::SetUp();
-    OpenReady();
+    ASSERT_NO_FATAL_FAILURE(OpenReady());
     rules_->Forget();
   }
 
@@ -121,7 +121,7 @@ TEST_F(IdentityFaultTest, Fault26SlotsThatMoveBetweenRunsChangeNothing) {
       // SoftHSM lists tokens by their random directory names.
       soft_hsm_.InitToken(absl::StrCat("other-", rules.size(), "-", i));
       rules_->Set(rules);
-      OpenReady();
+      ASSERT_NO_FATAL_FAILURE(OpenReady());
       EXPECT_EQ(token_->info().serial, serial);
       const KnownKey key = Reopened(made);
       EXPECT_TRUE(Opens(key, sealed));
@@ -166,7 +166,7 @@ TEST_F(IdentityFaultTest, Fault27SwappedHandleIsCaughtByTheProof) {
   EXPECT_FALSE(token_->IsQuarantined(b.key));
   EXPECT_OK(Encrypt(b));
   // That the proof was needed: what the swapped handle made is not a's.
-  OpenReady();
+  ASSERT_NO_FATAL_FAILURE(OpenReady());
   const KnownKey again = Reopened(a);
   EXPECT_TRUE(Opens(again, before));
   if (wrong.ok()) {
@@ -205,7 +205,7 @@ TEST_F(IdentityFaultTest, Fault27NoProvenBlobIsMadeByASwappedHandle) {
   rules_->Set({"C_*cryptInit count=-1 swapkey=1"});
   for (std::thread& thread : threads) thread.join();
   rules_->Clear();
-  OpenReady();
+  ASSERT_NO_FATAL_FAILURE(OpenReady());
   const KnownKey again = Reopened(a);
   base::MutexLock lock(accepted.mu);
   EXPECT_GE(accepted.blobs.size(), 50u);
@@ -285,7 +285,7 @@ TEST_F(IdentityFaultTest, Fault32TwoObjectsOfOneIdAreBothRefused) {
   ASSERT_OK(Encrypt(made));
   token_.reset();
   MakeImposter(soft_hsm_, kLabel, made);
-  OpenReady();
+  ASSERT_NO_FATAL_FAILURE(OpenReady());
   const KnownKey key = Reopened(made);
   rules_->Forget();
   EXPECT_THAT(Encrypt(key), StatusIs(absl::StatusCode::kDataLoss));
@@ -301,7 +301,7 @@ TEST_F(IdentityFaultTest, Fault32TwoObjectsOfOneIdAreBothRefused) {
 TEST_F(IdentityFaultTest, Fault32FindThatAnswersTwoIsRefused) {
   const KnownKey made = MakeKey();
   token_.reset();
-  OpenReady();
+  ASSERT_NO_FATAL_FAILURE(OpenReady());
   const KnownKey key = Reopened(made);
   rules_->Set({"C_FindObjects count=-1 find=2"});
   EXPECT_THAT(Encrypt(key), StatusIs(absl::StatusCode::kDataLoss));
@@ -311,7 +311,7 @@ TEST_F(IdentityFaultTest, Fault32FindThatAnswersTwoIsRefused) {
 TEST_F(IdentityFaultTest, Fault33FindThatAnswersNoneOnceIsRetried) {
   const KnownKey made = MakeKey();
   token_.reset();
-  OpenReady();
+  ASSERT_NO_FATAL_FAILURE(OpenReady());
   const KnownKey key = Reopened(made);
   rules_->Set({"C_FindObjects find=0"});
   ASSERT_OK_AND_ASSIGN(const pkcs11::Sealed sealed, Encrypt(key));
@@ -323,7 +323,7 @@ TEST_F(IdentityFaultTest, Fault33FindThatAnswersNoneOnceIsRetried) {
 TEST_F(IdentityFaultTest, Fault34ErrorInAFindIsFinalizedAndItsSessionClosed) {
   const KnownKey made = MakeKey();
   token_.reset();
-  OpenReady();
+  ASSERT_NO_FATAL_FAILURE(OpenReady());
   const KnownKey key = Reopened(made);
   rules_->Forget();
   rules_->Set({"C_FindObjects rv=CKR_DEVICE_ERROR"});

@@ -26,7 +26,7 @@ class KeyFaultTest : public FaultTest {
  protected:
   void SetUp() override {
     FaultTest::SetUp();
-    OpenReady();
+    ASSERT_NO_FATAL_FAILURE(OpenReady());
     rules_->Forget();
   }
 
@@ -169,7 +169,7 @@ TEST_F(KeyFaultTest, Fault65ModuleThatMakesAllKeysWeakRefusesTheStart) {
         << attribute;
   }
   rules_->Clear();
-  OpenReady();
+  ASSERT_NO_FATAL_FAILURE(OpenReady());
 }
 
 TEST_F(KeyFaultTest, Fault66ModuleThatIgnoresExtractableIsRefused) {

@@ -54,13 +54,13 @@ TEST_F(LoginFaultTest, Fault09WrongPinIsTriedOnceAcrossFiveStarts) {
   EXPECT_THAT(Open(), StatusIs(absl::StatusCode::kPermissionDenied));
   EXPECT_EQ(rules_->Count("C_Login"), 1);
   dir_.Write("pin", "1234\n");
-  OpenReady();
+  ASSERT_NO_FATAL_FAILURE(OpenReady());
   EXPECT_EQ(rules_->Count("C_Login"), 2);
   EXPECT_THAT(StateFiles(), IsEmpty()) << "forgotten after a success";
 }
 
 TEST_F(LoginFaultTest, Fault09PinRefusedAtRunTimeIsNotTriedAgain) {
-  OpenReady();
+  ASSERT_NO_FATAL_FAILURE(OpenReady());
   const KnownKey key = MakeKey();
   rules_->Forget();
   rules_->Set({"C_Login count=-1 rv=CKR_PIN_INCORRECT", "C_Encrypt logout=1"});
@@ -104,7 +104,7 @@ TEST_F(LoginFaultTest, Fault12AlreadyLoggedInWithPublicStateIsNotTrusted) {
 
 TEST_F(LoginFaultTest, Fault12AlreadyLoggedInWithUserStateIsAccepted) {
   rules_->Set({"C_Login post=1 rv=CKR_USER_ALREADY_LOGGED_IN"});
-  OpenReady();
+  ASSERT_NO_FATAL_FAILURE(OpenReady());
   EXPECT_OK(Encrypt(MakeKey()));
   EXPECT_EQ(rules_->Count("C_Login"), 1);
 }
@@ -116,7 +116,7 @@ TEST_F(LoginFaultTest, Fault87OneLineEndIsNotPartOfThePin) {
   for (const char* content : {"1234", "1234\n", "1234\r\n"}) {
     SCOPED_TRACE(content);
     dir_.Write("pin", content);
-    OpenReady();
+    ASSERT_NO_FATAL_FAILURE(OpenReady());
   }
 }
 
@@ -158,7 +158,7 @@ TEST_F(LoginFaultTest, Fault87PinFileOfAnotherUserIsRefused) {
 }
 
 TEST_F(LoginFaultTest, Fault87PinFileIsReadAgainAtEveryLogin) {
-  OpenReady();
+  ASSERT_NO_FATAL_FAILURE(OpenReady());
   const KnownKey key = MakeKey();
   rules_->Forget();
   dir_.Write("pin", "98765\n");
@@ -174,7 +174,7 @@ TEST_F(LoginFaultTest, Fault87PinFileIsReadAgainAtEveryLogin) {
 }
 
 TEST_F(LoginFaultTest, Fault87MissingPinFileAtReloginIsWaitedFor) {
-  OpenReady();
+  ASSERT_NO_FATAL_FAILURE(OpenReady());
   const KnownKey key = MakeKey();
   std::filesystem::remove(pin_file_);
   rules_->Forget();
@@ -190,7 +190,7 @@ TEST_F(LoginFaultTest, Fault87ThePinIsNeverLogged) {
   dir_.Write("pin", "secret-98765\n");
   EXPECT_THAT(Open(), StatusIs(absl::StatusCode::kPermissionDenied));
   dir_.Write("pin", "1234\n");
-  OpenReady();
+  ASSERT_NO_FATAL_FAILURE(OpenReady());
   const KnownKey key = MakeKey();
   rules_->Set({"C_Encrypt logout=1", "C_Login rv=CKR_DEVICE_ERROR"});
   EXPECT_OK(EncryptsBefore(key, Soon()));

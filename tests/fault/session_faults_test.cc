@@ -25,7 +25,7 @@ class SessionFaultTest : public FaultTest {
  protected:
   void SetUp() override {
     FaultTest::SetUp();
-    OpenReady();
+    ASSERT_NO_FATAL_FAILURE(OpenReady());
     key_ = MakeKey();
     ASSERT_OK(Encrypt(key_));
     rules_->Forget();
