@@ -99,7 +99,9 @@ class Catalog {
   // Runs change in one transaction and makes it durable before it returns OK.
   // An error from change rolls everything back and is returned. change may be
   // run again from the start (a back end may have to retry), so it must not do
-  // anything but read and Put.
+  // anything but read and Put, and must Put copies of records from outside: if
+  // the transaction fails or is run again, the revisions that Put wrote into
+  // them were never stored.
   virtual absl::Status Transact(
       absl::FunctionRef<absl::Status(Transaction&)> change,
       base::Deadline deadline) = 0;

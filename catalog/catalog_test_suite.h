@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -53,14 +54,17 @@ CryptoKeyVersion FullVersion(const ResourceName& name);
 // Stores one record in a transaction of its own.
 template <typename Record>
 absl::Status Store(Catalog& catalog, Record& record) {
-  return catalog.Transact(
+  uint64_t revision = 0;
+  const absl::Status status = catalog.Transact(
       [&](Transaction& t) {
         Record copy = record;
-        const absl::Status status = t.Put(copy);
-        if (status.ok()) record.revision = copy.revision;
-        return status;
+        const absl::Status put = t.Put(copy);
+        revision = copy.revision;
+        return put;
       },
       Soon());
+  if (status.ok()) record.revision = revision;
+  return status;
 }
 // Stores RingName() and KeyName().
 void StoreParents(Catalog& catalog);
