@@ -992,7 +992,7 @@ class AuditLog::Writer {
         }
       }
       if (segments_->has_segment()) {
-        const absl::Status written = Write(group);
+        absl::Status written = Write(group);
         if (written.ok()) return written;
         failures_->Increment();
         base::LogError("audit log segment given up", {{"status", written}});
@@ -1004,7 +1004,7 @@ class AuditLog::Writer {
         }
       }
       RETURN_IF_ERROR(segments_->Begin(group.first_seq));
-      const absl::Status written = Write(group);
+      absl::Status written = Write(group);
       if (!written.ok()) {
         failures_->Increment();
         segments_->Abandon();
