@@ -60,6 +60,7 @@ class KeyHealth::Monitor {
   }
 
   void Watch(const catalog::ResourceName& name) {
+    service_.ShowInMetrics(name);
     base::MutexLock lock(mu_);
     std::unique_ptr<Key>& slot = keys_[name.ToString()];
     if (slot != nullptr) return;

@@ -27,8 +27,8 @@ class KeyHealth {
   };
   KeyHealth(KeyService& service, Options options);
   ~KeyHealth();
-  // Begins to watch a key; the first self-test starts at once. Watching it
-  // again changes nothing.
+  // Begins to watch a key; the first self-test starts at once, and the metrics
+  // carry the key from now on. Watching it again changes nothing.
   void Watch(const catalog::ResourceName& key);
   // OK: it worked at the last look. Otherwise why not, in words fit for a
   // caller: they name neither token, file nor PIN. UNAVAILABLE also when a

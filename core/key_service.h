@@ -280,6 +280,11 @@ class KeyService {
   // the others. Called by Lifecycle.
   int RunDue(base::Deadline deadline);
 
+  // From the next RunDue on, the metrics carry the age and the uses of this
+  // key's versions (kekd_key_version_*). For the keys that the operator's
+  // config names, so that the series stay few.
+  void ShowInMetrics(const catalog::ResourceName& key);
+
   // The server's own permissions, for the admin API.
   absl::Status CheckServer(const CallInfo& call,
                            absl::string_view permission) const;

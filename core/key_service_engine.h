@@ -186,6 +186,8 @@ class KeyService::Engine {
   bool MayTry(const std::string& name);
   void Tried(const std::string& name, const absl::Status& status);
 
+  void UpdateMetrics();
+
   // ---- data
   // FAILED_PRECONDITION in Cloud KMS' words unless ENABLED.
   static absl::Status CheckEnabled(const catalog::CryptoKeyVersion& version);
@@ -226,6 +228,7 @@ class KeyService::Engine {
     base::Deadline not_before;
   };
   std::map<std::string, Retry> retries ABSL_GUARDED_BY(mu);
+  std::set<std::string> in_metrics ABSL_GUARDED_BY(mu);
 
  private:
   struct Started {

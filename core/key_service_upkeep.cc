@@ -211,6 +211,64 @@ absl::Status KeyService::Engine::RotateDue(const ResourceName& key,
       .status();
 }
 
+void KeyService::ShowInMetrics(const ResourceName& key) {
+  base::MutexLock lock(engine_->mu);
+  engine_->in_metrics.insert(key.ToString());
+}
+
+void KeyService::Engine::UpdateMetrics() {
+  base::Metrics* const to = options.metrics;
+  if (to == nullptr) return;
+  const cache::Stats cached = keys.GetStats();
+  const auto set = [to](absl::string_view name, absl::string_view help,
+                        const base::Metrics::Labels& labels, double value) {
+    to->GetGauge(name, help, labels)->Set(value);
+  };
+  set("kekd_key_cache_entries", "Keys at hand without the catalog.", {},
+      static_cast<double>(cached.entries));
+  set("kekd_key_cache_hits", "Look-ups of keys that were at hand.", {},
+      static_cast<double>(cached.hits));
+  set("kekd_key_cache_misses", "Look-ups of keys that were not.", {},
+      static_cast<double>(cached.misses));
+
+  std::set<std::string> shown;
+  {
+    base::MutexLock lock(mu);
+    shown = in_metrics;
+  }
+  for (const std::string& text : shown) {
+    const absl::StatusOr<ResourceName> name = ResourceName::Parse(text);
+    if (!name.ok()) continue;
+    const absl::StatusOr<catalog::CryptoKey> key = catalog.GetCryptoKey(*name);
+    const absl::StatusOr<std::vector<CryptoKeyVersion>> versions =
+        catalog.ListVersions(*name, {});
+    if (!key.ok() || !versions.ok()) continue;
+    set("kekd_key_primary_version", "Number of the primary version, or 0.",
+        {{"key", text}}, key->primary_version);
+    for (const CryptoKeyVersion& version : *versions) {
+      const base::Metrics::Labels labels = {
+          {"key", text}, {"version", std::string(version.name.id())}};
+      constexpr absl::string_view kAge = "kekd_key_version_age_seconds";
+      constexpr absl::string_view kUses = "kekd_key_version_uses_reserved";
+      if (version.state == VersionState::kDestroyed ||
+          version.state == VersionState::kGenerationFailed) {
+        to->RemoveGauge(kAge, labels);
+        to->RemoveGauge(kUses, labels);
+        continue;
+      }
+      set(kAge, "Time since the version's key was generated.", labels,
+          absl::ToDoubleSeconds(
+              Now() - version.generate_time.value_or(version.create_time)));
+      if (const absl::StatusOr<uint64_t> uses =
+              catalog.UsesReserved(version.name);
+          uses.ok()) {
+        set(kUses, "Encryptions reserved so far, never less than were made.",
+            labels, static_cast<double>(*uses));
+      }
+    }
+  }
+}
+
 int KeyService::RunDue(base::Deadline deadline) {
   Engine& e = *engine_;
   int done = 0;
@@ -284,6 +342,7 @@ int KeyService::RunDue(base::Deadline deadline) {
     base::LogError("due destructions could not be looked up",
                    {{"error", versions.status()}});
   }
+  e.UpdateMetrics();
   return done;
 }
 

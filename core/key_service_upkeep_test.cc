@@ -20,6 +20,7 @@ using catalog::VersionState;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 using ::testing::SizeIs;
 
 constexpr auto kPrecondition = absl::StatusCode::kFailedPrecondition;
@@ -358,6 +359,28 @@ TEST_F(KeyServiceUpkeepTest, RestoredVersionsAreNotDestroyed) {
   EXPECT_EQ(service_->RunDue(Soon()), 0);
   ASSERT_OK(service_->Enable(Root(), key.Version(1)));
   EXPECT_EQ(Opened(key, sealed.ciphertext), "x");
+}
+
+TEST_F(KeyServiceUpkeepTest, MetricsShowAgesAndUsesOfTheKeysOnShow) {
+  const ResourceName key = MakeKey("k");
+  MakeKey("other");
+  ASSERT_OK(Encrypt(key, "x"));
+  service_->ShowInMetrics(key);
+  clock_.Advance(absl::Seconds(100));
+  service_->RunDue(Soon());
+  const auto series = [&](absl::string_view name, absl::string_view value) {
+    return HasSubstr(absl::StrCat(name, "{key=\"", key.ToString(),
+                                  "\",version=\"1\"} ", value));
+  };
+  EXPECT_THAT(metrics_.Expose(), series("kekd_key_version_age_seconds", "100"));
+  EXPECT_THAT(metrics_.Expose(),
+              series("kekd_key_version_uses_reserved", "1024"));
+  EXPECT_THAT(metrics_.Expose(), Not(HasSubstr("cryptoKeys/other")));
+  ASSERT_OK(service_->ScheduleDestroy(Root(), key.Version(1)));
+  clock_.Advance(absl::Hours(24 * 30));
+  service_->RunDue(Soon());
+  EXPECT_THAT(metrics_.Expose(),
+              Not(HasSubstr("kekd_key_version_age_seconds{")));
 }
 
 // ---- catalog and token compared
