@@ -47,7 +47,6 @@ constexpr uint64_t kTailBytes = 4 << 20;
 constexpr uint64_t kMaxTornBytes = 2 << 20;
 constexpr std::chrono::milliseconds kFirstRetry{50};
 constexpr std::chrono::milliseconds kLastRetry{1000};
-constexpr std::chrono::seconds kCloseLimit{5};
 
 constexpr absl::string_view kSegmentSuffix = ".jsonl";
 constexpr absl::string_view kTornSuffix = ".torn";
@@ -272,8 +271,8 @@ struct Torn {
 class Segments {
  public:
   static absl::StatusOr<std::unique_ptr<Segments>> Open(
-      const std::string& directory, const base::Clock& clock) {
-    std::unique_ptr<Segments> segments(new Segments(directory, clock));
+      const std::string& directory) {
+    std::unique_ptr<Segments> segments(new Segments(directory));
     RETURN_IF_ERROR(segments->OpenDirectory());
     RETURN_IF_ERROR(segments->Recover());
     return segments;
@@ -287,9 +286,8 @@ class Segments {
 
   // Begins a segment, durable itself, that becomes the current one. On failure
   // the current one stays.
-  absl::Status Begin(uint64_t first_seq) {
+  absl::Status Begin(uint64_t first_seq, absl::Time start) {
     RETURN_IF_ERROR(FollowDirectory());
-    absl::Time start = clock_.Now();
     std::string name;
     UniqueFd file;
     for (int tries = 0; tries < 1000; ++tries) {
@@ -384,8 +382,7 @@ class Segments {
   }
 
  private:
-  Segments(std::string path, const base::Clock& clock)
-      : path_(std::move(path)), clock_(clock) {}
+  explicit Segments(std::string path) : path_(std::move(path)) {}
 
   absl::Status Failed(absl::string_view what, absl::string_view name,
                       int error) const {
@@ -665,7 +662,6 @@ class Segments {
   }
 
   const std::string path_;
-  const base::Clock& clock_;
   UniqueFd directory_;  // holds the lock
   uint64_t recovered_seq_ = 0;
   std::vector<Torn> torn_;
@@ -821,21 +817,17 @@ class AuditLog::Writer {
     }
 
     void Run() {
-      auto retry_delay = kFirstRetry;
       bool last_try = false;
       while (true) {
         std::shared_ptr<Group> group;
+        absl::Time now;
         {
           base::MutexLock lock(mu_);
-          while (true) {
-            if (stop_ && (queue_.empty() || last_try)) {
+          while (!Due()) {
+            if (stop_) {  // and nothing is queued
               finished_ = true;
               finished_cv_.NotifyAll();
               return;
-            }
-            if (!queue_.empty() &&
-                (outage_.ok() || stop_ || SteadyClock::now() >= retry_at_)) {
-              break;
             }
             if (queue_.empty()) {
               work_.Wait(mu_);
@@ -843,55 +835,50 @@ class AuditLog::Writer {
               work_.WaitUntil(mu_, retry_at_);
             }
           }
-          last_try = stop_ && !outage_.ok();
+          // An outage gets one more try when the log is closed.
+          if (stop_ && !outage_.ok()) {
+            if (last_try) {
+              finished_ = true;
+              finished_cv_.NotifyAll();
+              return;
+            }
+            last_try = true;
+          }
           group = queue_.front();
           group->open = false;
           flush_started_ = SteadyClock::now();
+          now = clock_.Now();
+          flushes_->Increment();
         }
-        const auto start = SteadyClock::now();
-        const absl::Status status = Flush(*group);
+        const absl::Status status = Flush(*group, now);
         if (status.ok()) ReportTorn();
-        flush_seconds_->Observe(
-            std::chrono::duration<double>(SteadyClock::now() - start).count());
-        base::MutexLock lock(mu_);
-        flush_started_.reset();
+        bool news = false;
+        {
+          base::MutexLock lock(mu_);
+          if (abandoned_) return;
+          flush_seconds_->Observe(std::chrono::duration<double>(
+                                      SteadyClock::now() - *flush_started_)
+                                      .count());
+          flush_started_.reset();
+          news = status.ok() != outage_.ok();
+          if (status.ok()) {
+            Done(*group);
+          } else {
+            Outage(status);
+          }
+        }
+        if (!news) continue;
         if (status.ok()) {
-          const bool was_out = !outage_.ok();
-          outage_ = absl::OkStatus();
-          retry_delay = kFirstRetry;
-          healthy_->Set(1);
-          queue_.pop_front();
-          pending_bytes_ -= group->bytes;
-          pending_->Set(static_cast<double>(pending_bytes_));
-          records_->Increment(static_cast<double>(group->records));
-          Settle(*group, status);
-          if (was_out) {
-            base::LogInfo("audit log takes records again",
-                          {{"directory", options_.directory}});
-          }
-          RecordGap();
+          base::LogInfo("audit log takes records again",
+                        {{"directory", options_.directory}});
         } else {
-          if (outage_.ok()) {
-            base::LogError("audit log takes no records", {{"status", status}});
-          }
-          outage_ = status;
-          healthy_->Set(0);
-          retry_at_ = SteadyClock::now() + retry_delay;
-          retry_delay = std::min(retry_delay * 2, kLastRetry);
-          for (const auto& waiting : queue_) {
-            waiting->open = false;
-            if (waiting->settled) continue;
-            if (waiting->record_waiters > 0) {
-              NoteGap(status);
-              gap_.late += static_cast<uint64_t>(waiting->record_waiters);
-            }
-            Settle(*waiting, status);
-          }
+          base::LogError("audit log takes no records", {{"status", status}});
         }
       }
     }
 
-    // Lets Run finish what is queued. False when it has not by the deadline.
+    // Lets Run finish what is queued. False when it has not by the deadline;
+    // from then on it touches nothing that is not its own.
     bool Stop(Deadline deadline) {
       std::string closing = FormatSystem("AuditClose", options_.directory, "");
       base::MutexLock lock(mu_);
@@ -899,7 +886,10 @@ class AuditLog::Writer {
       stop_ = true;
       work_.NotifyAll();
       while (!finished_) {
-        if (!finished_cv_.WaitUntil(mu_, deadline)) return finished_;
+        if (!finished_cv_.WaitUntil(mu_, deadline) && !finished_) {
+          abandoned_ = true;
+          return false;
+        }
       }
       return true;
     }
@@ -923,6 +913,42 @@ class AuditLog::Writer {
         return Blocked(now - *flush_started_);
       }
       return absl::OkStatus();
+    }
+
+    // The front of the queue should be written now.
+    bool Due() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      return !queue_.empty() &&
+             (outage_.ok() || stop_ || SteadyClock::now() >= retry_at_);
+    }
+
+    void Done(Group& group) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      outage_ = absl::OkStatus();
+      retry_delay_ = kFirstRetry;
+      healthy_->Set(1);
+      records_->Increment(static_cast<double>(group.records));
+      pending_bytes_ -= group.bytes;
+      pending_->Set(static_cast<double>(pending_bytes_));
+      Settle(group, absl::OkStatus());
+      queue_.pop_front();
+      RecordGap();
+    }
+
+    // The front group, and what came behind it, stay queued for the next try.
+    void Outage(const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      outage_ = why;
+      healthy_->Set(0);
+      retry_at_ = SteadyClock::now() + retry_delay_;
+      retry_delay_ =
+          std::min<SteadyClock::duration>(retry_delay_ * 2, kLastRetry);
+      for (const auto& waiting : queue_) {
+        waiting->open = false;
+        if (waiting->settled) continue;
+        if (waiting->record_waiters > 0) {
+          NoteGap(why);
+          gap_.late += static_cast<uint64_t>(waiting->record_waiters);
+        }
+        Settle(*waiting, why);
+      }
     }
 
     void NoteGap(const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
@@ -975,8 +1001,7 @@ class AuditLog::Writer {
 
     // Writer thread; no lock held. Makes group durable in the current segment
     // or, if that fails, in a new one.
-    absl::Status Flush(Group& group) {
-      flushes_->Increment();
+    absl::Status Flush(Group& group, absl::Time now) {
       if (group.first_seq == 0) {
         group.first_seq = next_seq_;
         group.text.reserve(group.bytes);
@@ -985,7 +1010,7 @@ class AuditLog::Writer {
       }
       if (segments_->has_segment() &&
           segments_->size() >= options_.segment_bytes) {
-        const absl::Status begun = segments_->Begin(group.first_seq);
+        const absl::Status begun = segments_->Begin(group.first_seq, now);
         if (!begun.ok()) {
           base::LogWarning("audit log stays in its old segment",
                            {{"status", begun}});
@@ -994,20 +1019,24 @@ class AuditLog::Writer {
       if (segments_->has_segment()) {
         absl::Status written = Write(group);
         if (written.ok()) return written;
-        failures_->Increment();
         base::LogError("audit log segment given up", {{"status", written}});
         const std::string lost = segments_->Abandon();
+        base::MutexLock lock(mu_);
+        if (abandoned_) return written;
+        failures_->Increment();
+        now = clock_.Now();
         if (!lost.empty()) {
           AddLine(group,
                   FormatSystem("AuditSegmentFailed", options_.directory,
                                absl::StrCat(lost, ": ", written.message())));
         }
       }
-      RETURN_IF_ERROR(segments_->Begin(group.first_seq));
+      RETURN_IF_ERROR(segments_->Begin(group.first_seq, now));
       absl::Status written = Write(group);
       if (!written.ok()) {
-        failures_->Increment();
         segments_->Abandon();
+        base::MutexLock lock(mu_);
+        if (!abandoned_) failures_->Increment();
       }
       return written;
     }
@@ -1058,14 +1087,17 @@ class AuditLog::Writer {
     absl::Status outage_ ABSL_GUARDED_BY(mu_);  // of the last flush
     SteadyClock::time_point retry_at_ ABSL_GUARDED_BY(mu_);
     Gap gap_ ABSL_GUARDED_BY(mu_);
+    SteadyClock::duration retry_delay_ ABSL_GUARDED_BY(mu_) = kFirstRetry;
     bool stop_ ABSL_GUARDED_BY(mu_) = false;
+    bool abandoned_ ABSL_GUARDED_BY(mu_) = false;
     bool finished_ ABSL_GUARDED_BY(mu_) = false;
   };
 
   explicit Writer(std::shared_ptr<Log> log)
       : log_(std::move(log)), thread_([log = log_] { log->Run(); }) {}
   ~Writer() {
-    if (log_->Stop(base::DeadlineAfter(kCloseLimit))) {
+    if (log_->Stop(base::DeadlineAfter(std::chrono::nanoseconds(
+            absl::ToInt64Nanoseconds(log_->options().close_limit))))) {
       thread_.join();
     } else {
       base::LogError("audit log left behind: its disk hangs",
@@ -1084,10 +1116,8 @@ class AuditLog::Writer {
 };
 
 absl::StatusOr<std::unique_ptr<AuditLog>> AuditLog::Open(Options options) {
-  const base::Clock& clock =
-      options.clock != nullptr ? *options.clock : base::Clock::Real();
   ASSIGN_OR_RETURN(std::unique_ptr<Segments> segments,
-                   Segments::Open(options.directory, clock));
+                   Segments::Open(options.directory));
   const std::vector<Torn> torn = segments->torn();
   const uint64_t recovered_seq = segments->recovered_seq();
   const std::string directory = options.directory;

@@ -59,6 +59,8 @@ class AuditLog {
     uint64_t max_pending_bytes = 16ULL << 20;  // further records are refused
     // After this long without an answer from the disk, callers are refused.
     absl::Duration block_limit = absl::Seconds(2);
+    // How long the destructor waits for a disk that hangs.
+    absl::Duration close_limit = absl::Seconds(5);
     base::Metrics* metrics = nullptr;
     const base::Clock* clock = nullptr;  // null: the real one
   };
@@ -66,8 +68,9 @@ class AuditLog {
   // line of an earlier run is kept beside the log and reported by a record of
   // its own.
   static absl::StatusOr<std::unique_ptr<AuditLog>> Open(Options options);
-  // Writes what waits and a closing record; gives up on a disk that hangs after
-  // 5 s.
+  // Writes what waits and a closing record. When the disk hangs for longer than
+  // close_limit, the thread is left behind; it touches neither metrics nor
+  // clock any more, and keeps the directory locked until the disk answers.
   ~AuditLog();
 
   // Returns when the record is on disk. UNAVAILABLE (disk full, I/O error; at

@@ -542,6 +542,40 @@ TEST_F(AuditLogTest, HungDiskIsUnavailableAfterTheBlockLimit) {
   }
 }
 
+TEST_F(AuditLogTest, DestructorGivesUpOnAHungDisk) {
+  AuditLog::Options options = Options();
+  options.close_limit = absl::Milliseconds(100);
+  {
+    base::Metrics gone_with_the_log;
+    base::ManualClock clock(absl::FromUnixSeconds(1'795'261'500));
+    options.metrics = &gone_with_the_log;
+    options.clock = &clock;
+    auto log = Open(options);
+    HangDisk(true);
+    std::thread caller([&] {
+      EXPECT_THAT(log->Append(Record(), base::DeadlineAfter(milliseconds(50))),
+                  StatusIs(absl::StatusCode::kDeadlineExceeded));
+    });
+    AwaitHangingCall();
+    caller.join();
+    const auto start = std::chrono::steady_clock::now();
+    log.reset();
+    EXPECT_LT(std::chrono::steady_clock::now() - start, seconds(5));
+    // Nobody else may write there while the thread hangs.
+    EXPECT_THAT(AuditLog::Open(Options()),
+                StatusIs(absl::StatusCode::kFailedPrecondition));
+  }
+  FailDisk(0);
+  HangDisk(false);
+  const base::Deadline limit = Soon();
+  absl::Status opened;
+  do {
+    opened = AuditLog::Open(Options()).status();
+    std::this_thread::yield();
+  } while (!opened.ok() && std::chrono::steady_clock::now() < limit);
+  EXPECT_OK(opened);
+}
+
 TEST_F(AuditLogTest, CallersDeadlineIsKept) {
   auto log = Open();
   HangDisk(true);
