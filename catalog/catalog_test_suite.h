@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <ostream>
 #include <string>
 
 #include "base/sync.h"
@@ -26,6 +27,9 @@ struct BackEnd {
       const std::string& dir)>
       open;
 };
+inline void PrintTo(const BackEnd& back_end, std::ostream* out) {
+  *out << back_end.name;
+}
 
 class CatalogTest : public ::testing::TestWithParam<BackEnd> {
  protected:
