@@ -432,9 +432,10 @@ void ChangeOutput(const Rule& rule, CK_BYTE_PTR out, CK_ULONG_PTR size) {
   *size = static_cast<CK_ULONG>(std::max<int64_t>(stretched, 0));
 }
 
-// Another AES key on the token of this session: the next one in the order of
-// handles, so that of two keys each stands for the other. The key itself where
-// it is alone.
+// Another AES key on the token of this session, token object for token object
+// and session object for session object: the next one in the order of handles,
+// so that of two keys each stands for the other. The key itself where it is
+// alone of its kind.
 CK_OBJECT_HANDLE OtherKey(const CK_FUNCTION_LIST* real,
                           CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key) {
   CK_SESSION_INFO info = {};
@@ -446,13 +447,16 @@ CK_OBJECT_HANDLE OtherKey(const CK_FUNCTION_LIST* real,
   }
   CK_OBJECT_CLASS object_class = CKO_SECRET_KEY;
   CK_KEY_TYPE key_type = CKK_AES;
+  CK_BBOOL on_token = CK_FALSE;
   CK_ATTRIBUTE wanted[] = {
       {CKA_CLASS, &object_class, sizeof object_class},
       {CKA_KEY_TYPE, &key_type, sizeof key_type},
+      {CKA_TOKEN, &on_token, sizeof on_token},
   };
   std::vector<CK_OBJECT_HANDLE> keys(1024);
   CK_ULONG count = 0;
-  if (real->C_FindObjectsInit(search, wanted, 2) == CKR_OK) {
+  if (real->C_GetAttributeValue(search, key, &wanted[2], 1) == CKR_OK &&
+      real->C_FindObjectsInit(search, wanted, 3) == CKR_OK) {
     if (real->C_FindObjects(search, keys.data(), keys.size(), &count) !=
         CKR_OK) {
       count = 0;
