@@ -165,6 +165,11 @@ TEST_F(IdentityFaultTest, Fault27SwappedHandleIsCaughtByTheProof) {
   EXPECT_THAT(Encrypt(a), StatusIs(absl::StatusCode::kDataLoss));
   EXPECT_FALSE(token_->IsQuarantined(b.key));
   EXPECT_OK(Encrypt(b));
+  // Only an operator's word ends it.
+  token_->ClearQuarantine(a.key);
+  EXPECT_FALSE(token_->IsQuarantined(a.key));
+  EXPECT_OK(Encrypt(a));
+  EXPECT_OK(token_->Prove(a.key, Soon()));
   // That the proof was needed: what the swapped handle made is not a's.
   ASSERT_NO_FATAL_FAILURE(OpenReady());
   const KnownKey again = Reopened(a);
