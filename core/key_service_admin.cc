@@ -108,7 +108,7 @@ absl::Status KeyService::Engine::Change(
     const ResourceName& key,
     absl::FunctionRef<absl::Status(catalog::Transaction&)> change,
     base::Deadline deadline) {
-  const absl::Status status = catalog.Transact(change, deadline);
+  absl::Status status = catalog.Transact(change, deadline);
   // Also after an error: whether the commit reached the disk is not known for
   // every one of them.
   keys.Changed(key);

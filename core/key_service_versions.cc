@@ -277,7 +277,7 @@ absl::Status KeyService::Engine::GiveUp(const CryptoKeyVersion& intent,
         absl::StrCat(intent.name.ToString(), " is no longer being made"));
   }
   // An object that was there before us is somebody else's.
-  const absl::Status destroyed =
+  absl::Status destroyed =
       absl::IsAlreadyExists(why)
           ? absl::OkStatus()
           : token.DestroyUnprovenKey(IdentityOf(intent), deadline);
@@ -292,8 +292,10 @@ absl::Status KeyService::Engine::GiveUp(const CryptoKeyVersion& intent,
         }
         // A reason on a version that is still pending tells ResumePending that
         // its maker was told of the failure: it must not come to life any more.
-        version.failure_reason =
-            why.ToString(absl::StatusToStringMode::kWithNoExtraData);
+        if (version.failure_reason.empty()) {
+          version.failure_reason =
+              why.ToString(absl::StatusToStringMode::kWithNoExtraData);
+        }
         if (destroyed.ok()) version.state = VersionState::kGenerationFailed;
         return transaction.Put(version);
       },
