@@ -799,6 +799,7 @@ class AuditLog::Writer {
           NoteGap(blocked);
           ++gap_.late;
         }
+        blocked_ = flush_started_.has_value();
         healthy_->Set(0);
         return blocked;
       }
@@ -860,6 +861,7 @@ class AuditLog::Writer {
                                       SteadyClock::now() - *flush_started_)
                                       .count());
           flush_started_.reset();
+          blocked_ = false;
           news = status.ok() != outage_.ok();
           if (status.ok()) {
             Done(*group);
@@ -909,8 +911,9 @@ class AuditLog::Writer {
     absl::Status HealthAt(SteadyClock::time_point now) const
         ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
       if (!outage_.ok()) return outage_;
-      if (flush_started_.has_value() && now - *flush_started_ > block_limit_) {
-        return Blocked(now - *flush_started_);
+      if (flush_started_.has_value() &&
+          (blocked_ || now - *flush_started_ > block_limit_)) {
+        return Blocked(block_limit_);
       }
       return absl::OkStatus();
     }
@@ -1084,6 +1087,8 @@ class AuditLog::Writer {
     std::deque<std::shared_ptr<Group>> queue_ ABSL_GUARDED_BY(mu_);
     uint64_t pending_bytes_ ABSL_GUARDED_BY(mu_) = 0;
     std::optional<SteadyClock::time_point> flush_started_ ABSL_GUARDED_BY(mu_);
+    // The present flush has already cost a caller its block limit.
+    bool blocked_ ABSL_GUARDED_BY(mu_) = false;
     absl::Status outage_ ABSL_GUARDED_BY(mu_);  // of the last flush
     SteadyClock::time_point retry_at_ ABSL_GUARDED_BY(mu_);
     Gap gap_ ABSL_GUARDED_BY(mu_);
