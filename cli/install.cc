@@ -483,7 +483,7 @@ absl::StatusOr<InstallReport> Install(InstallOptions options) {
   }
   // Under systemd RuntimeDirectory= makes it anew at every start.
   ASSIGN_OR_RETURN(const bool new_runtime,
-                   undo.Directory(options.runtime_dir, 0755, true));
+                   undo.Directory(options.runtime_dir, 0750, true));
   if (new_runtime) {
     report.done.push_back(
         absl::StrCat("made ", options.runtime_dir, " for the sockets"));

@@ -133,7 +133,7 @@ TEST_F(InstallTest, FilesAndDirectoriesHaveTheirModesAndOwners) {
     EXPECT_EQ(Stat(entry.path()).st_uid, uid_) << entry.path();
     EXPECT_EQ(Stat(entry.path()).st_mode & 0077, 0u) << entry.path();
   }
-  EXPECT_EQ(Stat(options_.runtime_dir).st_mode & 07777, 0755u);
+  EXPECT_EQ(Stat(options_.runtime_dir).st_mode & 07777, 0750u);
   EXPECT_EQ(Stat(options_.runtime_dir + "/kubernetes").st_mode & 07777, 0750u);
   EXPECT_EQ(Stat(options_.runtime_dir + "/kubernetes").st_uid, uid_);
   // A systemd credential: for root alone.
