@@ -10,6 +10,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/sync.h"
+#include "pkcs11/cryptoki.h"
 #include "pkcs11/error_internal.h"
 
 namespace kek::pkcs11 {
@@ -46,7 +47,7 @@ constexpr std::array kRvs = {
     RvRow{CKR_DEVICE_REMOVED, "CKR_DEVICE_REMOVED"},
     RvRow{CKR_ENCRYPTED_DATA_INVALID, "CKR_ENCRYPTED_DATA_INVALID"},
     RvRow{CKR_ENCRYPTED_DATA_LEN_RANGE, "CKR_ENCRYPTED_DATA_LEN_RANGE"},
-    RvRow{kRvAeadDecryptFailed, "CKR_AEAD_DECRYPT_FAILED"},
+    RvRow{CKR_AEAD_DECRYPT_FAILED, "CKR_AEAD_DECRYPT_FAILED"},
     RvRow{CKR_FUNCTION_CANCELED, "CKR_FUNCTION_CANCELED"},
     RvRow{CKR_FUNCTION_NOT_PARALLEL, "CKR_FUNCTION_NOT_PARALLEL"},
     RvRow{CKR_FUNCTION_NOT_SUPPORTED, "CKR_FUNCTION_NOT_SUPPORTED"},
@@ -97,96 +98,14 @@ constexpr std::array kRvs = {
     RvRow{CKR_RANDOM_NO_RNG, "CKR_RANDOM_NO_RNG"},
     RvRow{CKR_BUFFER_TOO_SMALL, "CKR_BUFFER_TOO_SMALL"},
     RvRow{CKR_CRYPTOKI_NOT_INITIALIZED, "CKR_CRYPTOKI_NOT_INITIALIZED"},
-    RvRow{CKR_CRYPTOKI_ALREADY_INITIALIZED,
-          "CKR_CRYPTOKI_ALREADY_INITIALIZED"},
+    RvRow{CKR_CRYPTOKI_ALREADY_INITIALIZED, "CKR_CRYPTOKI_ALREADY_INITIALIZED"},
     RvRow{CKR_MUTEX_BAD, "CKR_MUTEX_BAD"},
     RvRow{CKR_MUTEX_NOT_LOCKED, "CKR_MUTEX_NOT_LOCKED"},
     RvRow{CKR_FUNCTION_REJECTED, "CKR_FUNCTION_REJECTED"},
     RvRow{0x201, "CKR_TOKEN_RESOURCE_EXCEEDED"},
 };
 
-ErrorClass Classify(Operation operation, CK_RV rv,
-                    std::span<const uint64_t> ambiguous) {
-  if (operation == Operation::kDecrypt) {
-    if (std::find(ambiguous.begin(), ambiguous.end(), rv) != ambiguous.end()) {
-      return ErrorClass::kAmbiguous;
-    }
-    switch (rv) {
-      case CKR_ENCRYPTED_DATA_INVALID:
-      case CKR_ENCRYPTED_DATA_LEN_RANGE:
-      case kRvAeadDecryptFailed:
-      case CKR_DATA_INVALID:
-      case CKR_DATA_LEN_RANGE:
-        return ErrorClass::kCallerData;
-      // SoftHSM 2.6.1 answers a wrong tag with the first, nShield with the
-      // second; the third is an IV length this token does not take.
-      case CKR_GENERAL_ERROR:
-      case CKR_FUNCTION_FAILED:
-      case CKR_MECHANISM_PARAM_INVALID:
-        return ErrorClass::kAmbiguous;
-      default:
-        break;
-    }
-  }
-  // AWS CloudHSM says "maximum sessions" so when sessions are opened fast.
-  if (operation == Operation::kOpenSession && rv == CKR_ARGUMENTS_BAD) {
-    return ErrorClass::kCapacity;
-  }
-  switch (rv) {
-    case CKR_OPERATION_ACTIVE:
-    case CKR_OPERATION_NOT_INITIALIZED:
-    case CKR_SESSION_HANDLE_INVALID:
-    case CKR_SESSION_CLOSED:
-    case CKR_FUNCTION_CANCELED:
-    case CKR_BUFFER_TOO_SMALL:
-      return ErrorClass::kSession;
-    case CKR_KEY_HANDLE_INVALID:
-    case CKR_OBJECT_HANDLE_INVALID:
-    case CKR_WRAPPING_KEY_HANDLE_INVALID:
-    case CKR_UNWRAPPING_KEY_HANDLE_INVALID:
-    case CKR_KEY_CHANGED:
-      return ErrorClass::kHandle;
-    case CKR_USER_NOT_LOGGED_IN:
-      return ErrorClass::kLogin;
-    case CKR_SESSION_COUNT:
-    case CKR_HOST_MEMORY:
-    case CKR_DEVICE_MEMORY:
-    case CKR_FUNCTION_REJECTED:
-    case 0x201:
-      return ErrorClass::kCapacity;
-    case CKR_PIN_INCORRECT:
-    case CKR_PIN_INVALID:
-    case CKR_PIN_LEN_RANGE:
-    case CKR_PIN_EXPIRED:
-    case CKR_PIN_LOCKED:
-    case CKR_USER_PIN_NOT_INITIALIZED:
-    case CKR_USER_TYPE_INVALID:
-    case CKR_USER_ANOTHER_ALREADY_LOGGED_IN:
-    case CKR_MECHANISM_INVALID:
-    case CKR_MECHANISM_PARAM_INVALID:
-    case CKR_TEMPLATE_INCOMPLETE:
-    case CKR_TEMPLATE_INCONSISTENT:
-    case CKR_ATTRIBUTE_READ_ONLY:
-    case CKR_ATTRIBUTE_SENSITIVE:
-    case CKR_ATTRIBUTE_TYPE_INVALID:
-    case CKR_ATTRIBUTE_VALUE_INVALID:
-    case 0x1B:
-    case CKR_KEY_TYPE_INCONSISTENT:
-    case CKR_KEY_SIZE_RANGE:
-    case CKR_KEY_FUNCTION_NOT_PERMITTED:
-    case CKR_FUNCTION_NOT_SUPPORTED:
-    case CKR_TOKEN_WRITE_PROTECTED:
-    case CKR_SESSION_READ_ONLY:
-    case CKR_ARGUMENTS_BAD:
-    case CKR_RANDOM_NO_RNG:
-    case CKR_RANDOM_SEED_NOT_SUPPORTED:
-      return ErrorClass::kOperator;
-    default:
-      return ErrorClass::kDevice;
-  }
-}
-
-absl::StatusCode CodeOf(ErrorClass error_class, CK_RV rv) {
+absl::StatusCode CodeOf(ErrorClass error_class, uint64_t rv) {
   switch (error_class) {
     case ErrorClass::kCallerData:
       return absl::StatusCode::kInvalidArgument;
@@ -258,51 +177,134 @@ absl::string_view RvName(uint64_t rv) {
   return name;
 }
 
-absl::Status MakeError(absl::StatusCode code, ErrorClass error_class,
-                       absl::string_view message) {
-  absl::Status status(code, message);
+ErrorClass ClassifyRv(uint64_t rv, Operation operation,
+                      std::span<const uint64_t> ambiguous) {
+  if (operation == Operation::kDecrypt) {
+    if (std::find(ambiguous.begin(), ambiguous.end(), rv) != ambiguous.end()) {
+      return ErrorClass::kAmbiguous;
+    }
+    switch (rv) {
+      case CKR_ENCRYPTED_DATA_INVALID:
+      case CKR_ENCRYPTED_DATA_LEN_RANGE:
+      case CKR_AEAD_DECRYPT_FAILED:
+      case CKR_DATA_INVALID:
+      case CKR_DATA_LEN_RANGE:
+        return ErrorClass::kCallerData;
+      // SoftHSM 2.6.1 answers a wrong tag with the first, nShield with the
+      // second.
+      case CKR_GENERAL_ERROR:
+      case CKR_FUNCTION_FAILED:
+        return ErrorClass::kAmbiguous;
+      default:
+        break;
+    }
+  }
+  if (operation == Operation::kEncrypt && rv == CKR_DATA_LEN_RANGE) {
+    return ErrorClass::kCallerData;
+  }
+  // AWS CloudHSM says "maximum sessions" so when sessions are opened fast.
+  if (operation == Operation::kOpenSession && rv == CKR_ARGUMENTS_BAD) {
+    return ErrorClass::kCapacity;
+  }
+  switch (rv) {
+    case CKR_OPERATION_ACTIVE:
+    case CKR_OPERATION_NOT_INITIALIZED:
+    case CKR_SESSION_HANDLE_INVALID:
+    case CKR_SESSION_CLOSED:
+    case CKR_FUNCTION_CANCELED:
+    case CKR_CANCEL:
+    case CKR_BUFFER_TOO_SMALL:
+      return ErrorClass::kSession;
+    case CKR_KEY_HANDLE_INVALID:
+    case CKR_OBJECT_HANDLE_INVALID:
+    case CKR_WRAPPING_KEY_HANDLE_INVALID:
+    case CKR_UNWRAPPING_KEY_HANDLE_INVALID:
+    case CKR_KEY_CHANGED:
+      return ErrorClass::kHandle;
+    case CKR_KEY_TYPE_INCONSISTENT:
+    case CKR_KEY_SIZE_RANGE:
+      // The handle is of some other object than the AES-256 key it once was.
+      return operation == Operation::kCipherInit ? ErrorClass::kHandle
+                                                 : ErrorClass::kOperator;
+    case CKR_USER_NOT_LOGGED_IN:
+      return ErrorClass::kLogin;
+    case CKR_SESSION_COUNT:
+    case CKR_HOST_MEMORY:
+    case CKR_DEVICE_MEMORY:
+    case CKR_FUNCTION_REJECTED:
+    case 0x201:
+      return ErrorClass::kCapacity;
+    case CKR_PIN_INCORRECT:
+    case CKR_PIN_INVALID:
+    case CKR_PIN_LEN_RANGE:
+    case CKR_PIN_EXPIRED:
+    case CKR_PIN_LOCKED:
+    case CKR_USER_PIN_NOT_INITIALIZED:
+    case CKR_USER_TYPE_INVALID:
+    case CKR_USER_ANOTHER_ALREADY_LOGGED_IN:
+    case CKR_MECHANISM_INVALID:
+    case CKR_MECHANISM_PARAM_INVALID:
+    case CKR_TEMPLATE_INCOMPLETE:
+    case CKR_TEMPLATE_INCONSISTENT:
+    case CKR_ATTRIBUTE_READ_ONLY:
+    case CKR_ATTRIBUTE_SENSITIVE:
+    case CKR_ATTRIBUTE_TYPE_INVALID:
+    case CKR_ATTRIBUTE_VALUE_INVALID:
+    case 0x1B:
+    case CKR_USER_TOO_MANY_TYPES:
+    case CKR_KEY_NOT_WRAPPABLE:
+    case CKR_KEY_UNEXTRACTABLE:
+    case CKR_SESSION_READ_ONLY_EXISTS:
+    case CKR_CANT_LOCK:
+    case CKR_NEED_TO_CREATE_THREADS:
+    case CKR_CRYPTOKI_ALREADY_INITIALIZED:
+    case CKR_KEY_FUNCTION_NOT_PERMITTED:
+    case CKR_FUNCTION_NOT_SUPPORTED:
+    case CKR_TOKEN_WRITE_PROTECTED:
+    case CKR_SESSION_READ_ONLY:
+    case CKR_ARGUMENTS_BAD:
+    case CKR_RANDOM_NO_RNG:
+    case CKR_RANDOM_SEED_NOT_SUPPORTED:
+      return ErrorClass::kOperator;
+    default:
+      // CRYPTOKI_NOT_INITIALIZED, DEVICE_*, TOKEN_*, GENERAL_ERROR, ...; also
+      // what no standard names: vendors' codes, and errno values that Trustway
+      // Proteccio returns.
+      return ErrorClass::kDevice;
+  }
+}
+
+absl::Status MakeError(ErrorClass error_class, absl::string_view message) {
+  absl::Status status(CodeOf(error_class, CKR_OK), message);
   status.SetPayload(kClassUrl,
                     absl::Cord(absl::StrCat(static_cast<int>(error_class))));
   return status;
 }
 
-absl::Status Reclassify(const absl::Status& status, absl::StatusCode code,
-                        ErrorClass error_class) {
-  absl::Status made = MakeError(code, error_class, status.message());
-  if (const std::optional<uint64_t> rv = RvOf(status)) {
-    made.SetPayload(kRvUrl, absl::Cord(absl::StrCat(*rv)));
-  }
-  return made;
-}
-
-absl::Status FromRv(Operation operation, CK_RV rv, absl::string_view what,
+absl::Status FromRv(uint64_t rv, Operation operation, absl::string_view what,
                     std::span<const uint64_t> ambiguous) {
-  if (rv == CKR_OK) return absl::OkStatus();
-  const ErrorClass error_class = Classify(operation, rv, ambiguous);
-  absl::Status status = MakeError(CodeOf(error_class, rv), error_class,
-                                  absl::StrCat(what, ": ", RvName(rv)));
+  const ErrorClass error_class = ClassifyRv(rv, operation, ambiguous);
+  absl::Status status(CodeOf(error_class, rv),
+                      absl::StrCat(what, ": ", RvName(rv)));
+  status.SetPayload(kClassUrl,
+                    absl::Cord(absl::StrCat(static_cast<int>(error_class))));
   status.SetPayload(kRvUrl, absl::Cord(absl::StrCat(rv)));
   return status;
 }
 
-absl::Status CallerDataError() {
-  return MakeError(absl::StatusCode::kInvalidArgument, ErrorClass::kCallerData,
-                   "the ciphertext is invalid");
+absl::Status Reclassify(const absl::Status& status, ErrorClass error_class,
+                        absl::string_view message) {
+  absl::Status changed = MakeError(error_class, message);
+  if (const std::optional<uint64_t> rv = RvOf(status)) {
+    changed.SetPayload(kRvUrl, absl::Cord(absl::StrCat(*rv)));
+  }
+  return changed;
 }
 
-bool NeedsReinitialize(const absl::Status& status) {
-  const std::optional<uint64_t> rv = RvOf(status);
-  if (!rv.has_value()) return false;
-  switch (*rv) {
-    case CKR_CRYPTOKI_NOT_INITIALIZED:
-    case CKR_TOKEN_NOT_PRESENT:
-    case CKR_TOKEN_NOT_RECOGNIZED:
-    case CKR_DEVICE_REMOVED:
-    case CKR_SLOT_ID_INVALID:
-      return true;
-    default:
-      return false;
-  }
+absl::Status CiphertextError() {
+  return MakeError(ErrorClass::kCallerData,
+                   "the ciphertext does not open: it, its IV or the additional "
+                   "data are not what was encrypted under this key");
 }
 
 }  // namespace kek::pkcs11

@@ -1,45 +1,45 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Private to pkcs11/: where a CK_RV becomes a Status.
-
+#include <cstdint>
 #include <span>
-#include <string>
 
 #include "absl/status/status.h"
-#include "pkcs11/cryptoki.h"
+#include "absl/strings/string_view.h"
 #include "pkcs11/error.h"
 
 namespace kek::pkcs11 {
 
-// What was being done when the CK_RV came.
+// The operation a CK_RV answers; the same code means different things.
 enum class Operation {
-  kLibrary,  // C_Initialize, slot and token information
+  kOther,
+  kInitialize,
   kOpenSession,
   kLogin,
-  kGenerate,
-  kObject,  // find, read, destroy
+  kCreate,      // C_GenerateKey, C_CopyObject
+  kCipherInit,  // C_EncryptInit and its like: codes about the key
   kEncrypt,
-  kDecrypt,
+  kDecrypt,  // codes about the caller's bytes
   kRandom,
 };
 
-// what names the function and, if it helps, the object. ambiguous: further
-// CK_RVs that mean "bytes or device" from C_Decrypt on this token.
-absl::Status FromRv(Operation operation, CK_RV rv, absl::string_view what,
+// The one place where a CK_RV gets a meaning. ambiguous: the token's own codes
+// for a wrong tag, beyond those every token uses (TokenProfile).
+ErrorClass ClassifyRv(uint64_t rv, Operation operation,
+                      std::span<const uint64_t> ambiguous = {});
+
+// A Status for a CK_RV other than CKR_OK, with class and CK_RV as payloads.
+// what: "C_Encrypt".
+absl::Status FromRv(uint64_t rv, Operation operation, absl::string_view what,
                     std::span<const uint64_t> ambiguous = {});
 
-// A Status of this folder that no CK_RV caused.
-absl::Status MakeError(absl::StatusCode code, ErrorClass error_class,
-                       absl::string_view message);
-// The same trouble, classified anew once more is known.
-absl::Status Reclassify(const absl::Status& status, absl::StatusCode code,
-                        ErrorClass error_class);
+// A Status of a class that no CK_RV caused, with the class's code.
+absl::Status MakeError(ErrorClass error_class, absl::string_view message);
+// The same trouble, understood better: the CK_RV stays.
+absl::Status Reclassify(const absl::Status& status, ErrorClass error_class,
+                        absl::string_view message);
 
-// The one text of every Decrypt that fails for the caller's bytes.
-absl::Status CallerDataError();
-
-// The library must be finalised and initialised before anything can work.
-bool NeedsReinitialize(const absl::Status& status);
+// What a caller sees for every ciphertext that does not open.
+absl::Status CiphertextError();
 
 }  // namespace kek::pkcs11

@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pkcs11/pin_source.h"
 
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <cstdlib>
-#include <cstring>
-#include <map>
-#include <memory>
-#include <utility>
-
-#include "absl/strings/match.h"
+#include "absl/status/status.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
@@ -22,116 +19,134 @@
 namespace kek::pkcs11 {
 namespace {
 
-constexpr size_t kMaxPinBytes = 4096;
+constexpr size_t kMaxPin = 4096;
 
-// What a descriptor or an environment variable gave, the only time it could be
-// read. Lives as long as the process; the pages are locked where allowed.
-class KeptPins {
- public:
-  static KeptPins& Instance() {
-    static KeptPins* const instance = new KeptPins;
-    return *instance;
-  }
-  bool Find(const std::string& source, base::SecretBytes& pin) {
-    base::MutexLock lock(mu_);
-    const auto found = pins_.find(source);
-    if (found == pins_.end()) return false;
-    pin = base::SecretBytes(found->second.span());
-    return true;
-  }
-  void Keep(const std::string& source, std::span<const uint8_t> pin) {
-    base::MutexLock lock(mu_);
-    base::SecretBytes& kept = pins_[source];
-    kept = base::SecretBytes(pin);
-    // Best effort: RLIMIT_MEMLOCK may be 0.
-    static_cast<void>(mlock(kept.data(), kept.size()));
-  }
-
- private:
-  base::Mutex mu_;
-  std::map<std::string, base::SecretBytes> pins_ ABSL_GUARDED_BY(mu_);
-};
-
-absl::Status Unfit(const std::string& source, absl::string_view why) {
+absl::Status Problem(const std::string& source, absl::string_view what) {
   return absl::FailedPreconditionError(
-      absl::StrCat("cannot read the PIN from ", source, ": ", why));
+      absl::StrCat("PIN ", source, ": ", what));
 }
 
-absl::StatusOr<base::SecretBytes> ReadAll(int fd, const std::string& source) {
-  base::SecretBytes buffer(kMaxPinBytes + 1);
+// Bits of the mode that must not be set.
+enum class Access : mode_t {
+  kOwnerOnly = 077,
+  // systemd shows its access-control entry for the service's user as group
+  // bits.
+  kCredential = 037
+};
+
+absl::StatusOr<base::SecretBytes> ReadToEnd(int fd, const std::string& source) {
+  base::SecretBytes buffer(kMaxPin + 1);
   size_t size = 0;
   while (size < buffer.size()) {
-    const ssize_t got =
+    const ssize_t n =
         read(fd, buffer.mutable_data() + size, buffer.size() - size);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return Unfit(source, strerror(errno));
-    if (got == 0) break;
-    size += static_cast<size_t>(got);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return Problem(source, absl::StrCat("read: ", strerror(errno)));
+    if (n == 0) break;
+    size += static_cast<size_t>(n);
   }
-  if (size > kMaxPinBytes) return Unfit(source, "it is longer than 4096 bytes");
+  if (size > kMaxPin) return Problem(source, "longer than 4 KiB");
   buffer.Truncate(size);
   return buffer;
 }
 
-absl::StatusOr<base::SecretBytes> StripLineEnd(base::SecretBytes pin,
-                                               const std::string& source) {
+absl::StatusOr<base::SecretBytes> ReadFile(const std::string& path,
+                                           const std::string& source,
+                                           Access access) {
+  // O_NONBLOCK: opening a FIFO must not wait for a writer.
+  const int fd = open(
+      path.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+  if (fd < 0) {
+    if (errno == ELOOP) {
+      return Problem(source,
+                     "is a symbolic link; name the file it points to instead");
+    }
+    return Problem(source, strerror(errno));
+  }
+  struct stat st {};
+  absl::StatusOr<base::SecretBytes> content = absl::InternalError("");
+  if (fstat(fd, &st) != 0) {
+    content = Problem(source, strerror(errno));
+  } else if (!S_ISREG(st.st_mode)) {
+    content = Problem(source, "is not a regular file");
+  } else if (st.st_uid != 0 && st.st_uid != geteuid()) {
+    content = Problem(source, "belongs neither to root nor to this user");
+  } else if ((st.st_mode & static_cast<mode_t>(access)) != 0) {
+    content = Problem(
+        source, "is accessible to group or others; chmod it to 0600 or less");
+  } else {
+    content = ReadToEnd(fd, source);
+  }
+  close(fd);
+  return content;
+}
+
+// Exactly one line end is not part of the PIN.
+absl::StatusOr<base::SecretBytes> Strip(base::SecretBytes pin,
+                                        const std::string& source) {
   size_t size = pin.size();
   if (size > 0 && pin.data()[size - 1] == '\n') {
     --size;
     if (size > 0 && pin.data()[size - 1] == '\r') --size;
   }
-  if (size == 0) return Unfit(source, "it is empty");
   pin.Truncate(size);
+  if (pin.empty()) return Problem(source, "is empty");
   return pin;
-}
-
-absl::StatusOr<base::SecretBytes> ReadFile(const std::string& path,
-                                           const std::string& source) {
-  const int fd =
-      open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-  if (fd < 0) {
-    if (errno == ELOOP) {
-      return Unfit(source, "it is a symbolic link; name the file itself");
-    }
-    return Unfit(source, strerror(errno));
-  }
-  struct Closer {
-    int fd;
-    ~Closer() { close(fd); }
-  } closer{fd};
-  struct stat info;
-  if (fstat(fd, &info) != 0) return Unfit(source, strerror(errno));
-  if (!S_ISREG(info.st_mode)) return Unfit(source, "it is not a regular file");
-  if (info.st_uid != 0 && info.st_uid != geteuid()) {
-    return Unfit(source, absl::StrCat("it belongs to user ", info.st_uid,
-                                      "; it must be root's or kekd's own"));
-  }
-  if ((info.st_mode & 077) != 0) {
-    return Unfit(source,
-                 "others can access it; set its mode to 0600 or 0400");
-  }
-  return ReadAll(fd, source);
 }
 
 }  // namespace
 
+struct PinSource::Held {
+  ~Held() {
+    if (!pin.empty()) munlock(pin.data(), pin.size());
+  }
+  void Keep(base::SecretBytes value) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    pin = std::move(value);
+    // Best effort: RLIMIT_MEMLOCK may be small.
+    if (!pin.empty() && mlock(pin.data(), pin.size()) != 0) return;
+  }
+  base::Mutex mu;
+  bool read = false;
+  absl::Status problem;
+  base::SecretBytes pin;
+};
+
 PinSource PinSource::Credential(std::string name) {
   return PinSource(Kind::kCredential, std::move(name));
 }
+
 PinSource PinSource::File(std::string path) {
   return PinSource(Kind::kFile, std::move(path));
 }
+
 PinSource PinSource::Descriptor(int fd) {
-  return PinSource(Kind::kDescriptor, absl::StrCat(fd));
+  PinSource source(Kind::kDescriptor, absl::StrCat(fd));
+  source.held_ = std::make_shared<Held>();
+  return source;
 }
+
 PinSource PinSource::Environment(std::string name) {
-  return PinSource(Kind::kEnvironment, std::move(name));
+  PinSource source(Kind::kEnvironment, name);
+  source.held_ = std::make_shared<Held>();
+  base::MutexLock lock(source.held_->mu);
+  source.held_->read = true;
+  char* value = std::getenv(name.c_str());
+  if (value == nullptr) {
+    source.held_->problem = Problem(source.Describe(), "is not set");
+    return source;
+  }
+  const size_t size = std::strlen(value);
+  source.held_->Keep(base::SecretBytes(
+      std::span(reinterpret_cast<const uint8_t*>(value), size)));
+  base::Wipe(value, size);  // unsetenv leaves the bytes where they are
+  unsetenv(name.c_str());
+  return source;
 }
 
 std::string PinSource::Describe() const {
   switch (kind_) {
     case Kind::kNone:
-      return "no source";
+      return "none";
     case Kind::kCredential:
       return absl::StrCat("credential ", name_);
     case Kind::kFile:
@@ -141,61 +156,55 @@ std::string PinSource::Describe() const {
     case Kind::kEnvironment:
       return absl::StrCat("environment variable ", name_);
   }
-  return "no source";
+  return "";
 }
 
 absl::StatusOr<base::SecretBytes> PinSource::Read() const {
   const std::string source = Describe();
   switch (kind_) {
     case Kind::kNone:
-      return Unfit(source, "the config names none");
+      return Problem(source,
+                     "no source is configured, and the token needs one");
     case Kind::kCredential: {
       const char* directory = std::getenv("CREDENTIALS_DIRECTORY");
-      if (directory == nullptr || *directory == '\0') {
-        return Unfit(source,
-                     "CREDENTIALS_DIRECTORY is not set; give the unit "
-                     "LoadCredential= or LoadCredentialEncrypted=");
+      if (directory == nullptr) {
+        return Problem(source,
+                       "$CREDENTIALS_DIRECTORY is not set; the unit needs "
+                       "LoadCredential= or LoadCredentialEncrypted=");
       }
-      if (name_.empty() || absl::StrContains(name_, '/')) {
-        return Unfit(source, "a credential's name has no slash");
+      if (name_.empty() || name_.find('/') != std::string::npos) {
+        return Problem(source, "is no file name");
       }
       ASSIGN_OR_RETURN(base::SecretBytes pin,
-                       ReadFile(absl::StrCat(directory, "/", name_), source));
-      return StripLineEnd(std::move(pin), source);
+                       ReadFile(absl::StrCat(directory, "/", name_), source,
+                                Access::kCredential));
+      return Strip(std::move(pin), source);
     }
     case Kind::kFile: {
-      ASSIGN_OR_RETURN(base::SecretBytes pin, ReadFile(name_, source));
-      return StripLineEnd(std::move(pin), source);
+      ASSIGN_OR_RETURN(base::SecretBytes pin,
+                       ReadFile(name_, source, Access::kOwnerOnly));
+      return Strip(std::move(pin), source);
     }
-    case Kind::kDescriptor: {
-      base::SecretBytes pin;
-      if (KeptPins::Instance().Find(source, pin)) return pin;
-      int fd = -1;
-      if (!absl::SimpleAtoi(name_, &fd) || fd < 0) {
-        return Unfit(source, "not a descriptor");
-      }
-      ASSIGN_OR_RETURN(base::SecretBytes all, ReadAll(fd, source));
-      close(fd);
-      ASSIGN_OR_RETURN(pin, StripLineEnd(std::move(all), source));
-      KeptPins::Instance().Keep(source, pin.span());
-      return pin;
-    }
-    case Kind::kEnvironment: {
-      base::SecretBytes pin;
-      if (KeptPins::Instance().Find(source, pin)) return pin;
-      char* value = std::getenv(name_.c_str());
-      if (value == nullptr) return Unfit(source, "it is not set");
-      const size_t size = strlen(value);
-      base::SecretBytes copy(
-          std::span(reinterpret_cast<const uint8_t*>(value), size));
-      base::Wipe(value, size);
-      unsetenv(name_.c_str());
-      ASSIGN_OR_RETURN(pin, StripLineEnd(std::move(copy), source));
-      KeptPins::Instance().Keep(source, pin.span());
-      return pin;
+    case Kind::kDescriptor:
+    case Kind::kEnvironment:
+      break;
+  }
+  base::MutexLock lock(held_->mu);
+  if (!held_->read) {
+    held_->read = true;
+    int fd = -1;
+    absl::StatusOr<base::SecretBytes> content =
+        absl::SimpleAtoi(name_, &fd) ? ReadToEnd(fd, source)
+                                     : Problem(source, "is no descriptor");
+    if (fd >= 0) close(fd);
+    if (content.ok()) {
+      held_->Keep(*std::move(content));
+    } else {
+      held_->problem = content.status();
     }
   }
-  return Unfit(source, "unknown kind");
+  RETURN_IF_ERROR(held_->problem);
+  return Strip(base::SecretBytes(held_->pin.span()), source);
 }
 
 }  // namespace kek::pkcs11

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -43,6 +45,9 @@ class PinSource {
       : kind_(kind), name_(std::move(name)) {}
   Kind kind_ = Kind::kNone;
   std::string name_;
+  // What can be read only once, kept for later logins; shared by copies.
+  struct Held;
+  std::shared_ptr<Held> held_;
 };
 
 }  // namespace kek::pkcs11

@@ -39,11 +39,10 @@ bool Hash(absl::string_view identity, std::span<const uint8_t> pin,
     std::memcpy(input.mutable_data() + identity.size() + 1, pin.data(),
                 pin.size());
   }
-  return EVP_PBE_scrypt(reinterpret_cast<const char*>(input.data()),
-                        input.size(),
-                        reinterpret_cast<const unsigned char*>(salt.data()),
-                        salt.size(), kN, kR, kP, kMaxMemory, hash.data(),
-                        hash.size()) == 1;
+  return EVP_PBE_scrypt(
+             reinterpret_cast<const char*>(input.data()), input.size(),
+             reinterpret_cast<const unsigned char*>(salt.data()), salt.size(),
+             kN, kR, kP, kMaxMemory, hash.data(), hash.size()) == 1;
 }
 
 absl::string_view Text(const std::array<uint8_t, kHashBytes>& hash) {
@@ -81,9 +80,9 @@ absl::Status RefusedPin::Remember(std::span<const uint8_t> pin) const {
       absl::StrCat(kMagic, " ", absl::BytesToHexString(salt), " ",
                    absl::BytesToHexString(Text(hash)), "\n");
   const std::string temporary = absl::StrCat(path_, ".new");
-  const int fd = open(temporary.c_str(),
-                      O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW,
-                      0600);
+  const int fd =
+      open(temporary.c_str(),
+           O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
   bool written = fd >= 0 &&
                  write(fd, line.data(), line.size()) ==
                      static_cast<ssize_t>(line.size()) &&

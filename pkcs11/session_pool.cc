@@ -2,137 +2,159 @@
 #include "pkcs11/session_pool.h"
 
 #include <algorithm>
-#include <utility>
 
-#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
 #include "pkcs11/error_internal.h"
 
 namespace kek::pkcs11 {
 namespace {
 
-// How long the pool stays at the size the token last allowed.
-constexpr std::chrono::seconds kCapped{10};
+absl::Status RetiredError() {
+  return MakeError(ErrorClass::kSession, "the token's generation has ended");
+}
 
 }  // namespace
 
-SessionPool::Lease& SessionPool::Lease::operator=(Lease&& other) noexcept {
-  if (this != &other) {
-    End();
-    pool_ = other.pool_;
-    session_ = std::move(other.session_);
-    keep_ = other.keep_;
+// Invariant: taken_ counts places, never more than max_sessions; idle sessions
+// occupy theirs. While anyone queues no place is idle: Hand serves the head of
+// the queue first.
+
+SessionPool::Lease::~Lease() {
+  if (session_ != nullptr) pool_->GiveBack(std::move(session_), false);
+}
+
+void SessionPool::Lease::Return() && {
+  pool_->GiveBack(std::move(session_), true);
+}
+
+SessionPool::SessionPool(Options options) : options_(std::move(options)) {}
+
+SessionPool::~SessionPool() = default;
+
+int SessionPool::Cap() const {
+  if (clamp_ > 0 && std::chrono::steady_clock::now() < clamped_until_) {
+    return clamp_;
   }
-  return *this;
+  return options_.max_sessions;
 }
 
-void SessionPool::Lease::End() noexcept {
-  if (session_ != nullptr) pool_->Return(std::move(session_), keep_);
-}
-
-SessionPool::SessionPool(Options options)
-    : options_(std::move(options)), cap_(options_.max_sessions) {}
-
-absl::StatusOr<SessionPool::Lease> SessionPool::Acquire(
-    uint64_t generation, base::Deadline deadline) {
-  mu_.Lock();
+absl::StatusOr<SessionPool::Lease> SessionPool::Acquire(base::Deadline deadline,
+                                                        Freshness freshness) {
   while (true) {
-    if (generation != generation_) {
-      mu_.Unlock();
-      return MakeError(absl::StatusCode::kUnavailable, ErrorClass::kSession,
-                       "the token was logged in anew meanwhile");
-    }
-    if (!idle_.empty()) {
-      std::unique_ptr<Session> session = std::move(idle_.back());
-      idle_.pop_back();
-      mu_.Unlock();
+    ASSIGN_OR_RETURN(std::unique_ptr<Session> session, TakePlace(deadline));
+    if (session != nullptr && freshness == Freshness::kAny) {
       return Lease(this, std::move(session));
     }
-    const base::Deadline now = std::chrono::steady_clock::now();
-    if (cap_ < options_.max_sessions && now >= capped_until_) {
-      cap_ = options_.max_sessions;
+    session.reset();  // closes it; its place is ours
+    absl::StatusOr<std::unique_ptr<Session>> opened = options_.open();
+    if (opened.ok()) return Lease(this, *std::move(opened));
+    base::MutexLock lock(mu_);
+    const bool clamped =
+        ClassOf(opened.status()) == ErrorClass::kCapacity && taken_ > 1;
+    if (clamped) {
+      clamp_ = taken_ - 1;
+      clamped_until_ = std::chrono::steady_clock::now() +
+                       std::chrono::duration_cast<base::Deadline::duration>(
+                           options_.clamp_time);
     }
-    if (open_ < cap_) {
-      ++open_;
-      mu_.Unlock();
-      absl::StatusOr<CK_SESSION_HANDLE> handle = options_.open();
-      if (handle.ok()) {
-        auto session = std::make_unique<Session>();
-        session->handle = *handle;
-        session->generation = generation;
-        return Lease(this, std::move(session));
-      }
-      mu_.Lock();
-      if (generation != generation_) continue;
-      --open_;
-      const bool capacity = ClassOf(handle.status()) == ErrorClass::kCapacity;
-      if (!capacity || open_ == 0) {
-        changed_.NotifyOne();
-        mu_.Unlock();
-        return handle.status();
-      }
-      cap_ = open_;
-      capped_until_ = std::chrono::steady_clock::now() + kCapped;
-      continue;
-    }
-    if (now >= deadline) {
-      mu_.Unlock();
-      return absl::DeadlineExceededError("no session of the token became free");
-    }
-    if (waiters_ >= options_.max_waiters) {
-      mu_.Unlock();
-      return absl::ResourceExhaustedError(absl::StrCat(
-          "all ", open_, " sessions of the token are busy and ", waiters_,
-          " callers wait"));
-    }
-    ++waiters_;
-    changed_.WaitUntil(mu_, deadline);
-    --waiters_;
+    Hand(nullptr);
+    // With a cap that was learned just now, this caller is one that waits.
+    if (!clamped) return opened.status();
   }
 }
 
-void SessionPool::Return(std::unique_ptr<Session> session, bool keep) {
-  {
-    base::MutexLock lock(mu_);
-    if (session->generation != generation_) return;  // forgotten long ago
-    if (keep) {
-      idle_.push_back(std::move(session));
+absl::StatusOr<std::unique_ptr<Session>> SessionPool::TakePlace(
+    base::Deadline deadline) {
+  base::MutexLock lock(mu_);
+  if (retired_) return RetiredError();
+  if (!idle_.empty()) {
+    std::unique_ptr<Session> session = std::move(idle_.back());
+    idle_.pop_back();
+    return session;
+  }
+  if (taken_ < Cap()) {
+    ++taken_;
+    return std::unique_ptr<Session>();
+  }
+  if (queue_.size() >= options_.max_waiters) {
+    return absl::ResourceExhaustedError(
+        "too many callers wait for a session of the token");
+  }
+  Waiter self;
+  queue_.push_back(&self);
+  while (!self.served && !retired_) {
+    if (!self.wake.WaitUntil(mu_, deadline) &&
+        std::chrono::steady_clock::now() >= deadline) {
+      break;
     }
+  }
+  if (self.served) return std::move(self.session);
+  queue_.erase(std::find(queue_.begin(), queue_.end(), &self));
+  if (retired_) return RetiredError();
+  return absl::DeadlineExceededError(
+      "no session of the token became free in time");
+}
+
+void SessionPool::Hand(std::unique_ptr<Session> session) {
+  const bool place_remains = session != nullptr || taken_ <= Cap();
+  if (!queue_.empty() && !retired_ && place_remains) {
+    Waiter* next = queue_.front();
+    queue_.pop_front();
+    next->session = std::move(session);
+    next->served = true;
+    next->wake.NotifyOne();
+    return;
   }
   if (session != nullptr) {
-    options_.close(session->handle);
-    base::MutexLock lock(mu_);
-    if (session->generation == generation_) --open_;
+    idle_.push_back(std::move(session));
+  } else {
+    --taken_;
   }
-  changed_.NotifyOne();
 }
 
-void SessionPool::BeginGeneration(uint64_t generation) {
-  std::vector<std::unique_ptr<Session>> forgotten;
-  {
-    base::MutexLock lock(mu_);
-    generation_ = generation;
-    forgotten.swap(idle_);
-    open_ = 0;
-    cap_ = options_.max_sessions;
+void SessionPool::GiveBack(std::unique_ptr<Session> session, bool clean) {
+  if (!clean) {
+    {
+      base::MutexLock lock(mu_);
+      if (closed_) session->Abandon();
+    }
+    session.reset();
   }
-  changed_.NotifyAll();
+  base::MutexLock lock(mu_);
+  if (closed_ && session != nullptr) {
+    session->Abandon();
+    session.reset();
+  }
+  Hand(std::move(session));
+}
+
+void SessionPool::Retire() {
+  base::MutexLock lock(mu_);
+  retired_ = true;
+  for (Waiter* waiter : queue_) waiter->wake.NotifyOne();
 }
 
 void SessionPool::CloseIdle() {
-  std::vector<std::unique_ptr<Session>> closing;
+  std::vector<std::unique_ptr<Session>> idle;
   {
     base::MutexLock lock(mu_);
-    closing.swap(idle_);
-    open_ -= static_cast<int>(closing.size());
+    closed_ = true;
+    idle.swap(idle_);
+    taken_ -= static_cast<int>(idle.size());
   }
-  for (const auto& session : closing) options_.close(session->handle);
-  changed_.NotifyAll();
 }
 
-SessionPool::Stats SessionPool::stats() const {
+int SessionPool::open() const {
   base::MutexLock lock(mu_);
-  const int idle = static_cast<int>(idle_.size());
-  return {open_, open_ - idle, static_cast<int>(waiters_)};
+  return taken_;
+}
+int SessionPool::in_use() const {
+  base::MutexLock lock(mu_);
+  return taken_ - static_cast<int>(idle_.size());
+}
+int SessionPool::waiters() const {
+  base::MutexLock lock(mu_);
+  return static_cast<int>(queue_.size());
 }
 
 }  // namespace kek::pkcs11

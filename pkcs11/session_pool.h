@@ -1,104 +1,106 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "base/secret_bytes.h"
 #include "base/sync.h"
-#include "pkcs11/cryptoki.h"
+#include "pkcs11/session.h"
 
 namespace kek::pkcs11 {
 
-// One open PKCS#11 session. Used by one thread at a time: two threads in one
-// session crash SoftHSM 2.6.1.
-struct Session {
-  CK_SESSION_HANDLE handle = 0;
-  uint64_t generation = 0;
-  // Random bytes fetched from the token ahead of need, for IVs.
-  base::SecretBytes random;
-  size_t random_used = 0;
-};
-
-// SessionPool models the sessions kekd uses for cryptography: at most
-// max_sessions, opened when needed, lent out exclusively, last in first out (the
-// hottest session is used again, and a load's peak does not keep all of them
-// warm). A session that ended badly is closed, never lent again.
-//
-// Sessions belong to a generation. BeginGeneration forgets all older ones
-// without closing them: the token dropped them, and their numbers may be
-// somebody else's by now. Thread-safe; no lock is held while a session is opened
+// SessionPool models the sessions of one generation of a token that do
+// cryptography. A session is leased to one caller at a time, the one used last
+// first. The pool opens sessions when it needs them, up to max_sessions, fewer
+// where the token says CKR_SESSION_COUNT; beyond that callers wait, in order,
+// until their deadline. Thread-safe. No mutex is held while a session is opened
 // or closed.
 class SessionPool {
  public:
   struct Options {
     int max_sessions = 16;
     size_t max_waiters = 1024;
-    std::function<absl::StatusOr<CK_SESSION_HANDLE>()> open;
-    std::function<void(CK_SESSION_HANDLE)> close;
+    // After CKR_SESSION_COUNT the cap stays at what was reached for this long.
+    std::chrono::nanoseconds clamp_time = std::chrono::seconds(30);
+    std::function<absl::StatusOr<std::unique_ptr<Session>>()> open;
   };
 
-  // The use of one session. Without Keep the session is closed at the end.
+  // The exclusive use of one session. Closes it on destruction; only Return,
+  // after an operation that left it clean, puts it back. Move-only. Must not
+  // outlive the pool.
   class Lease {
    public:
-    Lease() = default;
-    Lease(Lease&& other) noexcept = default;
-    Lease& operator=(Lease&& other) noexcept;
-    ~Lease() { End(); }
-
+    Lease(Lease&& other) noexcept
+        : pool_(std::exchange(other.pool_, nullptr)),
+          session_(std::move(other.session_)) {}
+    Lease& operator=(Lease&&) = delete;
+    ~Lease();
     Session& operator*() const { return *session_; }
     Session* operator->() const { return session_.get(); }
-    // The last operation ended as operations end: the session is good for more.
-    void Keep() { keep_ = true; }
-    void End() noexcept;
+    void Return() &&;
 
    private:
     friend class SessionPool;
     Lease(SessionPool* pool, std::unique_ptr<Session> session)
         : pool_(pool), session_(std::move(session)) {}
-    SessionPool* pool_ = nullptr;
+    SessionPool* pool_;
     std::unique_ptr<Session> session_;
-    bool keep_ = false;
   };
 
+  enum class Freshness { kAny, kNew };
+
   explicit SessionPool(Options options);
+  ~SessionPool();
   SessionPool(const SessionPool&) = delete;
   SessionPool& operator=(const SessionPool&) = delete;
 
-  // UNAVAILABLE (ErrorClass::kSession) when generation is not the present one;
-  // DEADLINE_EXCEEDED; RESOURCE_EXHAUSTED when max_waiters wait already; else
-  // what opening a session said.
-  absl::StatusOr<Lease> Acquire(uint64_t generation, base::Deadline deadline);
+  // kNew: a session opened now, for the retry after another one failed.
+  // DEADLINE_EXCEEDED; RESOURCE_EXHAUSTED: max_waiters wait already, or not one
+  // session can be opened; class kSession: the pool is retired; otherwise what
+  // opening said.
+  absl::StatusOr<Lease> Acquire(base::Deadline deadline,
+                                Freshness freshness = Freshness::kAny);
 
-  void BeginGeneration(uint64_t generation);
-  // Closes what is idle, for an orderly end of a generation.
+  // The generation ends: waiters and newcomers are turned away.
+  void Retire();
+  // After Retire, and after everybody has left: closes the idle sessions. Those
+  // still leased then (their calls hang) are abandoned when they come back.
   void CloseIdle();
 
-  struct Stats {
-    int open = 0;
-    int in_use = 0;
-    int waiters = 0;
-  };
-  Stats stats() const;
+  int open() const;
+  int in_use() const;
+  int waiters() const;
 
  private:
-  void Return(std::unique_ptr<Session> session, bool keep);
+  // A caller in the queue. It is handed a session, or the right to open one.
+  struct Waiter {
+    base::CondVar wake;
+    bool served = false;
+    std::unique_ptr<Session> session;
+  };
+
+  int Cap() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // A place became free, with or without a session in it.
+  void Hand(std::unique_ptr<Session> session)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void GiveBack(std::unique_ptr<Session> session, bool clean);
+  // An idle session, or none with the right to open one.
+  absl::StatusOr<std::unique_ptr<Session>> TakePlace(base::Deadline deadline);
 
   const Options options_;
   mutable base::Mutex mu_;
-  base::CondVar changed_;
-  uint64_t generation_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<std::unique_ptr<Session>> idle_ ABSL_GUARDED_BY(mu_);
-  int open_ ABSL_GUARDED_BY(mu_) = 0;  // idle, lent or being opened
-  size_t waiters_ ABSL_GUARDED_BY(mu_) = 0;
-  // What the token allows, learned from CKR_SESSION_COUNT, and until when that
-  // is believed.
-  int cap_ ABSL_GUARDED_BY(mu_);
-  base::Deadline capped_until_ ABSL_GUARDED_BY(mu_);
+  std::deque<Waiter*> queue_ ABSL_GUARDED_BY(mu_);
+  int taken_ ABSL_GUARDED_BY(mu_) = 0;  // places: idle, leased or being opened
+  int clamp_ ABSL_GUARDED_BY(mu_) = 0;  // 0: none
+  base::Deadline clamped_until_ ABSL_GUARDED_BY(mu_);
+  bool retired_ ABSL_GUARDED_BY(mu_) = false;
+  bool closed_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 }  // namespace kek::pkcs11

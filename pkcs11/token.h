@@ -104,6 +104,16 @@ struct TokenHealth {
   int waiters = 0;
 };
 
+// One thing the start-up probe found out about the module by attacking it with
+// throw-away session keys.
+struct Guarantee {
+  enum class Observed { kEnforced, kNotEnforced, kNotTested };
+  std::string name;     // "no-wrap"
+  std::string meaning;  // "a non-extractable key cannot be wrapped"
+  Observed observed = Observed::kNotTested;
+  bool required = false;  // kekd refuses a module that does not enforce it
+};
+
 struct TokenInfo {
   std::string label, manufacturer, model, serial, firmware, library;
 };
@@ -126,6 +136,9 @@ struct TokenOptions {
   int hang_limit = 8;
   // After failures the library is re-initialised at most this often.
   absl::Duration reinitialize_min_interval = absl::Milliseconds(500);
+  // One try of a PIN that was refused before, at Open (an operator's act; what
+  // RetryLogin is later).
+  bool retry_refused_pin = false;
   // Called, never with a lock held, when something an operator must know
   // happens: "pin-refused", "key-quarantined", ...
   std::function<void(const std::string& event, const std::string& detail)>
@@ -238,6 +251,8 @@ class Token {
   // True once a proof of this key has failed; only ClearQuarantine, an
   // operator's act, makes it usable again.
   bool IsQuarantined(const std::shared_ptr<Key>& key) const;
+  // The key is resolved and proven anew before it is used again.
+  void ClearQuarantine(const std::shared_ptr<Key>& key);
 
   // ---- operation
   // ----------------------------------------------------------------------------------------------------------
@@ -256,11 +271,14 @@ class Token {
   // What C_GetTokenInfo said at the last login; empty strings before the first.
   TokenInfo info() const;
   const TokenProfile& profile() const;
+  // What the start-up probe found; empty before the token was first reached.
+  std::vector<Guarantee> guarantees() const;
 
  private:
   class Engine;
-  explicit Token(std::unique_ptr<Engine> engine);
-  std::unique_ptr<Engine> engine_;
+  explicit Token(std::shared_ptr<Engine> engine);
+  // Shared with the calls in progress: one that hangs may outlive the Token.
+  std::shared_ptr<Engine> engine_;
 };
 
 }  // namespace kek::pkcs11

@@ -3,52 +3,43 @@
 
 #include <p11-kit/uri.h>
 
-#include <utility>
-
-#include "absl/strings/match.h"
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 
 namespace kek::pkcs11 {
 
-absl::StatusOr<TokenUri> TokenUri::Parse(absl::string_view text) {
-  if (!absl::StartsWith(text, "pkcs11:")) {
+absl::StatusOr<TokenUri> TokenUri::Parse(const std::string& text) {
+  std::shared_ptr<p11_kit_uri> uri(p11_kit_uri_new(), p11_kit_uri_free);
+  const int result =
+      p11_kit_uri_parse(text.c_str(), P11_KIT_URI_FOR_TOKEN, uri.get());
+  if (result != P11_KIT_URI_OK) {
     return absl::InvalidArgumentError(
-        "token URI: it does not begin \"pkcs11:\" (RFC 7512)");
+        absl::StrCat("token URI: ", p11_kit_uri_message(result),
+                     "; it looks like pkcs11:token=kek;serial=1234"));
   }
-  // Query attributes may hold a PIN: refused before anything echoes them.
-  if (absl::StrContains(text, '?')) {
+  if (p11_kit_uri_get_pin_value(uri.get()) != nullptr ||
+      p11_kit_uri_get_pin_source(uri.get()) != nullptr) {
     return absl::InvalidArgumentError(
-        "token URI: query attributes (after \"?\") are not taken; module and "
-        "PIN have settings of their own");
+        "token URI: pin-value and pin-source are not allowed; configure the "
+        "PIN's source instead");
   }
-  for (absl::string_view unwanted :
-       {"pkcs11:object=", ";object=", "pkcs11:id=", ";id=", "pkcs11:type=",
-        ";type=", "slot-id=", "slot-description=", "slot-manufacturer=",
-        "library-"}) {
-    if (absl::StrContains(text, unwanted)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("token URI \"", text.substr(0, 200),
-                       "\": only token, manufacturer, serial and model pick a "
-                       "token (slots move)"));
-    }
-  }
-  std::shared_ptr<P11KitUri> uri(p11_kit_uri_new(), p11_kit_uri_free);
-  const int result = p11_kit_uri_parse(std::string(text).c_str(),
-                                       P11_KIT_URI_FOR_TOKEN, uri.get());
-  if (result != P11_KIT_URI_OK || p11_kit_uri_any_unrecognized(uri.get())) {
+  if (p11_kit_uri_any_unrecognized(uri.get()) != 0 ||
+      p11_kit_uri_get_module_name(uri.get()) != nullptr ||
+      p11_kit_uri_get_module_path(uri.get()) != nullptr) {
     return absl::InvalidArgumentError(
-        absl::StrCat("token URI \"", text.substr(0, 200), "\" is malformed"));
+        "token URI: only token, manufacturer, serial and model are allowed");
   }
-  if (text == "pkcs11:") {
+  // A URI that names nothing would match every token there is.
+  CK_TOKEN_INFO other{};
+  if (p11_kit_uri_match_token_info(uri.get(), &other) != 0) {
     return absl::InvalidArgumentError(
-        "token URI: it names no token; add token=LABEL or serial=NUMBER");
+        "token URI: it names no token; say token=... or serial=...");
   }
   return TokenUri(std::move(uri));
 }
 
 bool TokenUri::Matches(const CK_TOKEN_INFO& info) const {
-  return p11_kit_uri_match_token_info(
-             static_cast<const P11KitUri*>(uri_.get()), &info) == 1;
+  return p11_kit_uri_match_token_info(uri_.get(), &info) != 0;
 }
 
 }  // namespace kek::pkcs11

@@ -5,33 +5,24 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
 #include "pkcs11/cryptoki.h"
+
+struct p11_kit_uri;
 
 namespace kek::pkcs11 {
 
-// TokenUri models the part of an RFC 7512 URI that picks a token: the path
-// attributes token, manufacturer, serial and model. Immutable.
+// TokenUri models an RFC 7512 URI that names a token: path attributes token,
+// manufacturer, serial and model, nothing else. A slot number is no name (it
+// changes between runs), and a PIN does not belong into a URI. Immutable.
 class TokenUri {
  public:
-  // INVALID_ARGUMENT: not a pkcs11: URI, has attributes that do not pick a
-  // token (object, slot-id, ...) or any query attribute (a PIN above all), or
-  // picks by nothing.
-  static absl::StatusOr<TokenUri> Parse(absl::string_view uri);
-
+  // INVALID_ARGUMENT says which part is not allowed; never the URI's pin-value.
+  static absl::StatusOr<TokenUri> Parse(const std::string& uri);
   bool Matches(const CK_TOKEN_INFO& info) const;
 
  private:
-  explicit TokenUri(std::shared_ptr<void> uri) : uri_(std::move(uri)) {}
-  std::shared_ptr<void> uri_;  // P11KitUri
+  explicit TokenUri(std::shared_ptr<p11_kit_uri> uri) : uri_(std::move(uri)) {}
+  std::shared_ptr<p11_kit_uri> uri_;
 };
-
-// A blank-padded field of a CK_*_INFO as text.
-template <size_t N>
-std::string PaddedText(const unsigned char (&field)[N]) {
-  size_t size = N;
-  while (size > 0 && (field[size - 1] == ' ' || field[size - 1] == 0)) --size;
-  return std::string(reinterpret_cast<const char*>(field), size);
-}
 
 }  // namespace kek::pkcs11
