@@ -7,6 +7,7 @@
 #include "absl/strings/string_view.h"
 #include "base/status_macros.h"
 #include "core/proof_groups.h"
+#include "pkcs11/error.h"
 
 namespace kek::core {
 namespace {
@@ -69,20 +70,24 @@ absl::StatusOr<std::vector<uint8_t>> Wrapper::Wrap(
       return absl::DataLossError(
           "the token returned an IV or a ciphertext of the wrong size");
     }
-    RETURN_IF_ERROR(proofs_->Join(
+    const absl::Status proven = proofs_->Join(
         version.key.get(),
         [&](base::Deadline proof_deadline) {
           Count(proof_runs_);
           return token_.Prove(version.key, proof_deadline);
         },
-        deadline));
+        deadline);
+    // The handle is another one by now: what it says covers nothing made
+    // before.
+    if (pkcs11::ClassOf(proven) == pkcs11::ErrorClass::kHandle) continue;
+    RETURN_IF_ERROR(proven);
     if (token_.health().generation != generation) continue;
     envelope.iv = std::move(sealed.iv);
     envelope.ciphertext = std::move(sealed.ciphertext);
     return envelope.Serialize();
   }
   return absl::UnavailableError(
-      "the token was logged in anew during every attempt to wrap");
+      "the key's handle changed during every attempt to wrap");
 }
 
 absl::StatusOr<base::SecretBytes> Wrapper::Unwrap(

@@ -45,10 +45,10 @@ class Wrapper {
     bool verify = true;
   };
   // The serialised Envelope, proven. Status as pkcs11::Token::Encrypt;
-  // DATA_LOSS when the proof fails. When the token's generation changes between
-  // the encryption and its proof, the proof says nothing about the handle that
-  // was used, and the wrap is made anew (at most kMaxAttempts encryptions in
-  // all), with a new IV.
+  // DATA_LOSS when the proof fails. When the token's generation or the key's
+  // handle changes between the encryption and its proof, the proof says nothing
+  // about the handle that was used, and the wrap is made anew with a new IV: at
+  // most kMaxAttempts encryptions in all, then UNAVAILABLE.
   static constexpr int kMaxAttempts = 3;
   absl::StatusOr<std::vector<uint8_t>> Wrap(const ResolvedVersion& version,
                                             std::span<const uint8_t> plaintext,
