@@ -22,9 +22,7 @@ Bytes WithChecksum(Bytes body) {
   }
   return body;
 }
-Bytes WithoutChecksum(const Bytes& row) {
-  return {row.begin(), row.end() - 4};
-}
+Bytes WithoutChecksum(const Bytes& row) { return {row.begin(), row.end() - 4}; }
 std::string Hex(const Bytes& bytes) {
   return absl::BytesToHexString(absl::string_view(
       reinterpret_cast<const char*>(bytes.data()), bytes.size()));
