@@ -260,9 +260,14 @@ void Module::Configure() {
       target_.clear();
     }
   }
-  rules_path_ = Environment("KEKD_FAULT_RULES");
-  rules_identity_ = {};
-  rules_ = RuleSet();
+  // The same file goes on counting where it was: C_Initialize may be what the
+  // rules provoked.
+  std::string rules_path = Environment("KEKD_FAULT_RULES");
+  if (rules_path != rules_path_) {
+    rules_path_ = std::move(rules_path);
+    rules_identity_ = {};
+    rules_ = RuleSet();
+  }
   if (log_fd_ >= 0) close(log_fd_);
   log_fd_ = -1;
   const std::string log = Environment("KEKD_FAULT_LOG");

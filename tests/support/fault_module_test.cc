@@ -332,6 +332,17 @@ TEST_F(FaultModuleTest, FinalizeAndReinitHappenBehindTheCaller) {
   EXPECT_EQ(p11_->C_GenerateRandom(session_, &byte, 1), CKR_OK);
 }
 
+TEST_F(FaultModuleTest, RulesGoOnCountingAcrossInitialize) {
+  rules_->Set({"C_GenerateRandom rv=CKR_DEVICE_ERROR"});
+  CK_BYTE byte;
+  EXPECT_EQ(p11_->C_GenerateRandom(session_, &byte, 1), CKR_DEVICE_ERROR);
+  ASSERT_EQ(p11_->C_Finalize(nullptr), CKR_OK);
+  Initialize();
+  slot_ = Slots(CK_TRUE).front();
+  session_ = Open();
+  EXPECT_EQ(p11_->C_GenerateRandom(session_, &byte, 1), CKR_OK);
+}
+
 TEST_F(FaultModuleTest, AttributesReadBackAreChanged) {
   CK_BBOOL extractable = CK_FALSE;
   CK_ULONG size = 0;
