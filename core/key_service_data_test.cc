@@ -512,7 +512,7 @@ TEST_F(KeyServiceDataTest, NoBlobLeavesThatTheRealKeyDoesNotOpen) {
 TEST_F(KeyServiceDataTest, ATokenInTroubleIsATypedErrorAndHeals) {
   const ResourceName key = MakeKey("k");
   ASSERT_OK_AND_ASSIGN(const EncryptResult sealed, Encrypt(key, Sample()));
-  rules_->Set({"C_* count=-1 rv=CKR_DEVICE_REMOVED"});
+  TakeTokenAway();
   CallInfo call = Root();
   call.deadline = base::DeadlineAfter(std::chrono::seconds(3));
   const absl::Status failed =

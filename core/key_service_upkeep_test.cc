@@ -126,7 +126,7 @@ TEST_F(KeyServiceUpkeepTest, ACreationThatFailedIsCompletedWhenAskedAgain) {
 
 TEST_F(KeyServiceUpkeepTest, WhileTheTokenIsAwayNothingIsWritten) {
   const ResourceName key = MakeKey("k");
-  rules_->Set({"C_* count=-1 rv=CKR_DEVICE_REMOVED"});
+  TakeTokenAway();
   CallInfo call = Root();
   call.deadline = base::DeadlineAfter(std::chrono::seconds(2));
   EXPECT_FALSE(service_->CreateVersion(call, key).ok());
@@ -240,7 +240,7 @@ TEST_F(KeyServiceUpkeepTest, WhileTheTokenIsAwayNoRotationIsTried) {
   const ResourceName key =
       MakeScheduledKey("k", absl::Hours(24), absl::Hours(24));
   clock_.Advance(absl::Hours(24));
-  rules_->Set({"C_* count=-1 rv=CKR_DEVICE_REMOVED"});
+  TakeTokenAway();
   EXPECT_EQ(service_->RunDue(base::DeadlineAfter(std::chrono::seconds(2))), 0);
   EXPECT_EQ(VersionCount(key), 1u);
   rules_->Clear();

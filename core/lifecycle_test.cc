@@ -58,7 +58,7 @@ TEST_F(LifecycleTest, RoundsComeByThemselves) {
 }
 
 TEST_F(LifecycleTest, ReconcileWaitsForTheToken) {
-  rules_->Set({"C_* count=-1 rv=CKR_DEVICE_REMOVED"});
+  TakeTokenAway();
   Lifecycle lifecycle(
       *service_, {.period = absl::Hours(1), .step_deadline = absl::Seconds(1)});
   ASSERT_OK(lifecycle.RunNow(Soon()));
@@ -131,7 +131,7 @@ TEST_F(KeyHealthTest, SuspicionFindsTroubleAndItHealsByItself) {
                                .test_deadline = absl::Seconds(1)});
   health.Watch(key);
   ASSERT_OK(health.Check(key, Soon()));
-  rules_->Set({"C_* count=-1 rv=CKR_DEVICE_REMOVED"});
+  TakeTokenAway();
   health.Suspect(key);
   EXPECT_TRUE(Becomes(health, key, false));
   const absl::Status status = health.Check(key, Soon());

@@ -18,6 +18,7 @@ void ServiceTest::SetUp() {
   options_.metrics = &metrics_;
   options_.clock = &clock_;
   Start();
+  if (HasFatalFailure()) return;
   ASSERT_OK(service_->CreateKeyRing(Root(), Name(kLocation), "r"));
 }
 
@@ -37,6 +38,17 @@ void ServiceTest::Start() {
   authorizer_ = std::move(instance->authorizer);
   audit_ = std::move(instance->audit);
   service_ = std::move(instance->service);
+}
+
+void ServiceTest::TakeTokenAway() {
+  std::vector<std::string> rules;
+  for (const char* function :
+       {"C_*crypt", "C_*cryptInit", "C_OpenSession", "C_Generate*",
+        "C_FindObjects*", "C_DestroyObject", "C_GetSessionInfo",
+        "C_GetTokenInfo"}) {
+    rules.push_back(absl::StrCat(function, " count=-1 rv=CKR_DEVICE_REMOVED"));
+  }
+  rules_->Set(rules);
 }
 
 void ServiceTest::Stop() {

@@ -54,6 +54,9 @@ class ServiceTest : public ::testing::Test {
     Stop();
     Start();
   }
+  // Until the rules are cleared, every use of the token fails as if it had been
+  // pulled out.
+  void TakeTokenAway();
   // Another KeyService on the same token and catalog, without a cache of the
   // first: to see what is durable.
   std::unique_ptr<KeyService> Fresh();
