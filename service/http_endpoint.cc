@@ -1,8 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "service/http_endpoint.h"
 
+#include <arpa/inet.h>
 #include <civetweb.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -46,8 +54,20 @@ absl::string_view Phrase(int code) {
 class HttpEndpoint::Civet {
  public:
   explicit Civet(Options options) : options_(std::move(options)) {}
+  // civetweb's accepting thread looks for the stop once in two seconds, or when
+  // somebody knocks.
   ~Civet() {
-    if (context_ != nullptr) mg_stop(context_);
+    if (context_ == nullptr) return;
+    std::atomic<bool> stopped{false};
+    std::thread stopper([&] {
+      mg_stop(context_);
+      stopped = true;
+    });
+    while (!stopped) {
+      Knock();
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    stopper.join();
   }
 
   absl::Status Start() {
@@ -88,6 +108,7 @@ class HttpEndpoint::Civet {
           text[0] == '\0' ? "" : " (", text, text[0] == '\0' ? "" : ")"));
     }
     port_ = ports[0].port;
+    is_ipv6_ = ports[0].protocol != 1;
     return absl::OkStatus();
   }
 
@@ -114,6 +135,26 @@ class HttpEndpoint::Civet {
     return answer.code;
   }
 
+  // A connection to our own port, given up at once.
+  void Knock() const {
+    sockaddr_in v4{};
+    v4.sin_family = AF_INET;
+    v4.sin_port = htons(static_cast<uint16_t>(port_));
+    v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    sockaddr_in6 v6{};
+    v6.sin6_family = AF_INET6;
+    v6.sin6_port = v4.sin_port;
+    v6.sin6_addr = in6addr_loopback;
+    const int fd = socket(is_ipv6_ ? AF_INET6 : AF_INET,
+                          SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) return;
+    const auto* address = is_ipv6_ ? reinterpret_cast<const sockaddr*>(&v6)
+                                   : reinterpret_cast<const sockaddr*>(&v4);
+    // Whether it is heard shows in whether the stop comes.
+    static_cast<void>(connect(fd, address, is_ipv6_ ? sizeof(v6) : sizeof(v4)));
+    close(fd);
+  }
+
   Answer Respond(absl::string_view method, absl::string_view path) const {
     if (method != "GET" && method != "HEAD") {
       return {.code = 405, .body = "only GET and HEAD\n"};
@@ -130,6 +171,7 @@ class HttpEndpoint::Civet {
   const Options options_;
   mg_context* context_ = nullptr;
   int port_ = 0;
+  bool is_ipv6_ = false;
 };
 
 absl::StatusOr<std::unique_ptr<HttpEndpoint>> HttpEndpoint::Start(

@@ -377,7 +377,9 @@ absl::Status Server::Parts::StartCore() {
   token.call_deadline = ToDuration(settings.token().call_deadline());
   token.on_event = [events = token_events_](const std::string& event,
                                             const std::string& detail) {
-    base::LogWarning("token event", {{"event", event}, {"detail", detail}});
+    base::Log(event == "token-ready" ? base::LogLevel::kInfo
+                                     : base::LogLevel::kWarning,
+              "token event", {{"event", event}, {"detail", detail}});
     base::MutexLock lock(events->mu);
     if (events->record != nullptr) events->record(event, detail);
   };
