@@ -106,11 +106,8 @@ void Reload(Server& server, const std::string& file) {
   ApplyLog(*config);
   absl::StatusOr<std::map<std::string, int>> passed = TakePassedSockets();
   if (!passed.ok()) EndWith(passed.status(), ExitCode::kConfig);
-  const auto bindings = config->settings.kubernetes_size();
-  base::LogInfo("kekd starts", {{"version", KEKD_VERSION},
-                                {"config", file},
-                                {"config_sha256", config->digest},
-                                {"bindings", bindings}});
+  const std::string digest = config->digest;
+  const int bindings = config->settings.kubernetes_size();
 
   // A module may take long to load; signals are heard meanwhile.
   absl::StatusOr<std::unique_ptr<Server>> server =
@@ -129,7 +126,11 @@ void Reload(Server& server, const std::string& file) {
       starter.join();
       started = true;
       if (!server.ok()) EndWith(server.status(), ExitCodeOf(server.status()));
-      base::LogInfo("kekd serves", {{"http_port", (*server)->http_port()}});
+      base::LogInfo("kekd serves", {{"version", KEKD_VERSION},
+                                    {"config", file},
+                                    {"config_sha256", digest},
+                                    {"bindings", bindings},
+                                    {"http_port", (*server)->http_port()}});
       NotifyReady("serving");
       if (reload_asked) Reload(**server, file);
     }

@@ -377,9 +377,6 @@ absl::Status Server::Parts::StartCore() {
   token.call_deadline = ToDuration(settings.token().call_deadline());
   token.on_event = [events = token_events_](const std::string& event,
                                             const std::string& detail) {
-    base::Log(event == "token-ready" ? base::LogLevel::kInfo
-                                     : base::LogLevel::kWarning,
-              "token event", {{"event", event}, {"detail", detail}});
     base::MutexLock lock(events->mu);
     if (events->record != nullptr) events->record(event, detail);
   };
@@ -787,7 +784,7 @@ void Server::Parts::ShowToken() {
       ->Set(health.state == pkcs11::TokenState::kReady ? 1 : 0);
   const auto sessions = [&](const char* state, int count) {
     metrics_
-        .GetGauge("kekd_token_sessions",
+        .GetGauge("kekd_sessions",
                   "Sessions with the token, and calls that wait for one.",
                   {{"state", state}})
         ->Set(count);
@@ -808,7 +805,7 @@ void Server::Parts::ShowKey(Binding& binding) {
                                                                          : 0);
   if (const auto last = keys_->LastSuccess(binding.key)) {
     metrics_
-        .GetGauge("kekd_key_last_success_age_seconds",
+        .GetGauge("kekd_key_self_test_age_seconds",
                   "Time since work or a self-test under the key succeeded.", of)
         ->Set(
             std::chrono::duration<double>(steady_clock::now() - *last).count());
@@ -822,7 +819,7 @@ void Server::Parts::ShowKey(Binding& binding) {
     if (!version.ok()) return;
     if (!binding.key_id.empty()) {
       metrics_.RemoveGauge("kekd_kubernetes_key_info", binding.info_labels);
-      metrics_.RemoveGauge("kekd_key_primary_age_seconds", binding.age_labels);
+      metrics_.RemoveGauge("kekd_key_version_age_seconds", binding.age_labels);
     }
     const std::string number = absl::StrCat(primary->version.version());
     binding.key_id = key_id;
@@ -840,7 +837,7 @@ void Server::Parts::ShowKey(Binding& binding) {
         ->Set(1);
   }
   metrics_
-      .GetGauge("kekd_key_primary_age_seconds",
+      .GetGauge("kekd_key_version_age_seconds",
                 "Age of the version that new ciphertexts are made under.",
                 binding.age_labels)
       ->Set(absl::ToDoubleSeconds(absl::Now() - binding.version_made));
