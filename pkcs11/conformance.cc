@@ -90,15 +90,15 @@ class Prober {
       t.Bytes(CKA_UNWRAP_TEMPLATE,
               {reinterpret_cast<const uint8_t*>(forced), sizeof forced});
     }
-    absl::StatusOr<CK_OBJECT_HANDLE> handle =
-        GenerateAes(session_, std::move(t), nullptr);
+    absl::StatusOr<CK_OBJECT_HANDLE> handle = GenerateAes(session_, t, nullptr);
     if (!handle.ok()) return nullptr;
     return std::make_unique<ThrowAwayKey>(session_, *handle);
   }
 
   absl::Status CheckGcm() {
+    KeyTemplate safe = KeyTemplate::AesSessionKey();
     absl::StatusOr<CK_OBJECT_HANDLE> handle =
-        GenerateAes(session_, KeyTemplate::AesSessionKey(), nullptr);
+        GenerateAes(session_, safe, nullptr);
     if (!handle.ok()) {
       if (ClassOf(handle.status()) != ErrorClass::kOperator) {
         return handle.status();
@@ -206,6 +206,10 @@ class Prober {
     if (key == nullptr) {
       return MakeError(ErrorClass::kDevice, "the probe's key was not made");
     }
+    ASSIGN_OR_RETURN(const KeyAttributes attributes,
+                     ReadKeyAttributes(session_, key->handle()));
+    Note("attributes-kept", "a key has the attributes it was made with",
+         attributes.extractable == false && attributes.sensitive == true, true);
     std::array<uint8_t, 64> value{};
     CK_ATTRIBUTE attribute{CKA_VALUE, value.data(), value.size()};
     const CK_RV rv = session_.Call(

@@ -550,8 +550,9 @@ absl::Status Connection::Connect(bool retry_pin, Failure& failure,
     base::MutexLock lock(mu_);
     guarantees_ = *std::move(found);
   }
+  KeyTemplate control_key = KeyTemplate::AesSessionKey();
   absl::StatusOr<CK_OBJECT_HANDLE> control =
-      GenerateAes(*link->login_session, KeyTemplate::AesSessionKey(), nullptr);
+      GenerateAes(*link->login_session, control_key, nullptr);
   RETURN_IF_ERROR(control.status());
   link->control_key = *control;
   RETURN_IF_ERROR(Control(*session, *link));
@@ -811,8 +812,13 @@ void Connection::Failed(const Failure& failure) {
           back_off_ > cap ? first : std::clamp(back_off_ * 2, first, cap);
     }
     next_attempt_ = Now() + back_off_;
-    rung_ = rung_ == Rung::kProbe && link_ != nullptr ? Rung::kRelogin
-                                                      : Rung::kReinitialize;
+    // Each attempt goes further than the last, but a PIN that is missing or
+    // refused is no trouble of the library's.
+    const bool pin_trouble = failure.state == TokenState::kPinRefused ||
+                             ClassOf(failure.status) == ErrorClass::kOperator;
+    rung_ = (rung_ == Rung::kProbe && link_ != nullptr) || pin_trouble
+                ? Rung::kRelogin
+                : Rung::kReinitialize;
     attempts_done_ = attempts_begun_;
     changed_.NotifyAll();
   }

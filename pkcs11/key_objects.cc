@@ -117,7 +117,7 @@ absl::StatusOr<std::vector<FoundObject>> SweepKeys(Session& session) {
 }
 
 absl::StatusOr<CK_OBJECT_HANDLE> GenerateAes(
-    Session& session, KeyTemplate key, std::vector<std::string>* dropped) {
+    Session& session, KeyTemplate& key, std::vector<std::string>* dropped) {
   Mechanism mechanism = Mechanism::Plain(CKM_AES_KEY_GEN);
   while (true) {
     CK_OBJECT_HANDLE handle = CK_INVALID_HANDLE;

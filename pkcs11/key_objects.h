@@ -30,8 +30,9 @@ absl::StatusOr<std::vector<CK_OBJECT_HANDLE>> FindObjects(Session& session,
 // Every secret key of the token, with CKA_ID and label: one sweep.
 absl::StatusOr<std::vector<FoundObject>> SweepKeys(Session& session);
 
-// C_GenerateKey with the attribute ladder; dropped says what the token refused.
-absl::StatusOr<CK_OBJECT_HANDLE> GenerateAes(Session& session, KeyTemplate key,
+// C_GenerateKey with the attribute ladder; dropped gets what the token refused,
+// and key loses it.
+absl::StatusOr<CK_OBJECT_HANDLE> GenerateAes(Session& session, KeyTemplate& key,
                                              std::vector<std::string>* dropped);
 absl::StatusOr<KeyAttributes> ReadKeyAttributes(Session& session,
                                                 CK_OBJECT_HANDLE handle);

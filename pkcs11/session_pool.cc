@@ -41,7 +41,8 @@ int SessionPool::Cap() const {
 absl::StatusOr<SessionPool::Lease> SessionPool::Acquire(base::Deadline deadline,
                                                         Freshness freshness) {
   while (true) {
-    ASSIGN_OR_RETURN(std::unique_ptr<Session> session, TakePlace(deadline));
+    ASSIGN_OR_RETURN(std::unique_ptr<Session> session,
+                     TakePlace(deadline, freshness));
     if (session != nullptr && freshness == Freshness::kAny) {
       return Lease(this, std::move(session));
     }
@@ -64,15 +65,17 @@ absl::StatusOr<SessionPool::Lease> SessionPool::Acquire(base::Deadline deadline,
 }
 
 absl::StatusOr<std::unique_ptr<Session>> SessionPool::TakePlace(
-    base::Deadline deadline) {
+    base::Deadline deadline, Freshness freshness) {
   base::MutexLock lock(mu_);
   if (retired_) return RetiredError();
-  if (!idle_.empty()) {
+  // A new session takes a free place before it takes an idle one's.
+  const bool room = taken_ < Cap();
+  if (!idle_.empty() && !(freshness == Freshness::kNew && room)) {
     std::unique_ptr<Session> session = std::move(idle_.back());
     idle_.pop_back();
     return session;
   }
-  if (taken_ < Cap()) {
+  if (room) {
     ++taken_;
     return std::unique_ptr<Session>();
   }

@@ -90,7 +90,8 @@ class SessionPool {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void GiveBack(std::unique_ptr<Session> session, bool clean);
   // An idle session, or none with the right to open one.
-  absl::StatusOr<std::unique_ptr<Session>> TakePlace(base::Deadline deadline);
+  absl::StatusOr<std::unique_ptr<Session>> TakePlace(base::Deadline deadline,
+                                                     Freshness freshness);
 
   const Options options_;
   mutable base::Mutex mu_;

@@ -642,26 +642,29 @@ absl::StatusOr<KeyAttributes> Token::Engine::GenerateKey(
                            " is on the token already"));
         }
         if (!before.empty()) return look().status();
-        absl::Status failed;
-        // SoftHSM 2.6.1 fails some generations beside a search of another
-        // process; nothing is there then, and once more is harmless.
-        for (int attempt = 0; attempt < kAttempts; ++attempt) {
+        KeyTemplate key = KeyTemplate::AesTokenKey(identity.id, identity.label);
+        for (int attempt = 1;; ++attempt) {
           asked = true;
-          dropped.clear();
-          absl::StatusOr<CK_OBJECT_HANDLE> made = GenerateAes(
-              session, KeyTemplate::AesTokenKey(identity.id, identity.label),
-              &dropped);
+          const absl::StatusOr<CK_OBJECT_HANDLE> made =
+              GenerateAes(session, key, &dropped);
           if (made.ok()) return adopt(*made);
-          failed = made.status();
-          if (ClassOf(failed) != ErrorClass::kDevice &&
-              ClassOf(failed) != ErrorClass::kCapacity) {
+          const absl::Status& failed = made.status();
+          if ((ClassOf(failed) != ErrorClass::kDevice &&
+               ClassOf(failed) != ErrorClass::kCapacity) ||
+              RecoveryFor(failed)) {
             return failed;
           }
-          if (RecoveryFor(failed)) return failed;
           ASSIGN_OR_RETURN(const bool adopted, look());
           if (adopted) return absl::OkStatus();
+          // SoftHSM 2.6.1 fails some generations beside a search of another
+          // process; nothing is there then, and once more is harmless.
+          if (attempt < kAttempts) continue;
+          // NSS softokn 3.87 says so of attributes its database does not know.
+          if (RvOf(failed) != CKR_GENERAL_ERROR) return failed;
+          std::string refused = key.DropOptional();
+          if (refused.empty()) return failed;
+          dropped.push_back(std::move(refused));
         }
-        return failed;
       }));
   return result;
 }
