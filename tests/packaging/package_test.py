@@ -202,6 +202,16 @@ class PackageTest(unittest.TestCase):
         self.assertIn("READY", kekctl("token", "relogin").stdout)
         kekctl("kubernetes", "check", "--socket", KMS)
 
+    def test_10b_a_pin_refused_while_running_is_mended_by_hand(self):
+        credential = HOST.path("/run/credentials/kekd.service/hsm-pin")
+        right = credential.read_bytes()
+        credential.write_bytes(b"0000000000")
+        kekctl("token", "relogin", code=79)
+        self.assertIn("token login --retry", kekctl("status", code=79).stderr)
+        credential.write_bytes(right)
+        kekctl("token", "login", "--retry")
+        kekctl("kubernetes", "check", "--socket", KMS)
+
     def test_11_restarts_and_opens_what_it_sealed(self):
         self.assertEqual(PackageTest.service.stop(), 0, PackageTest.service.log())
         kekctl("status", code=69)
