@@ -349,7 +349,11 @@ std::string ConfigText(const InstallOptions& options, const Account& account,
       "    # owner: root\n"
       "    # group: kube-apiserver\n"
       "    # mode: \"0660\"\n"
-      "    # allowed_users: [kube-apiserver]\n");
+      "    # allowed_users: [kube-apiserver]\n",
+      options.http_listen.empty()
+          ? ""
+          : absl::StrCat("http:\n  listen: ", Quoted(options.http_listen),
+                         "\n"));
 }
 
 }  // namespace
@@ -406,6 +410,7 @@ absl::StatusOr<InstallReport> Install(InstallOptions options) {
     RETURN_IF_ERROR(CheckPath("--kekctl-config", options.client_config));
   }
   RETURN_IF_ERROR(CheckText("--token-uri", options.token_uri));
+  RETURN_IF_ERROR(CheckText("--http-listen", options.http_listen));
   if (options.token_label.empty() || options.token_label.size() > 32 ||
       options.token_label.find_first_not_of(
           "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."

@@ -41,6 +41,9 @@ struct InstallOptions {
   std::string so_pin_file = "/etc/kekd/hsm-so-pin";
   PinDelivery pin_delivery = PinDelivery::kCredential;
 
+  // Metrics and probes, on loopback; empty: none.
+  std::string http_listen = "127.0.0.1:9464";
+
   std::string binding = "kubernetes";
   std::string project = "kekd";
   std::string location = "local";

@@ -83,6 +83,8 @@ void AddInstallCommands(CLI::App& app, Invocation& run) {
   text("--pin-delivery", *delivery,
        "credential: systemd hands the file over; file: kekd reads it itself")
       ->check(CLI::IsMember({"credential", "file"}));
+  text("--http-listen", options->http_listen,
+       "Metrics and probes on loopback, \"\" for none");
   text("--binding", options->binding, "Name of the Kubernetes binding");
   text("--key-name", options->key, "Key of the binding");
   sub->callback([&run, options, delivery] {

@@ -133,7 +133,8 @@ class PackageTest(unittest.TestCase):
         check = json.loads(kekctl("kubernetes", "check", "--socket", KMS, "--deadline", "30s", "--output", "json").stdout)
         self.assertTrue(check["passed"])
         kekctl("kubernetes", "check", "--socket", KMS, "--v1beta1")
-        kekctl("status")
+        wait_until(lambda: kekctl_code("status") == 0, 30, "ready kekd")
+        self.assertEqual(http_code({"host": "127.0.0.1", "port": 9464, "path": "/readyz"}), 200)
         kekctl("key", "rotate", "secrets")
         rotated = json.loads(kekctl("kubernetes", "check", "--socket", KMS, "--output", "json").stdout)
         self.assertNotEqual(rotated["keyId"], check["keyId"])
@@ -288,8 +289,7 @@ class PackageTest(unittest.TestCase):
         config = HOST.path("/etc/kekd/kekd.yaml")
         text = config.read_text(encoding="utf-8")
         self.assertIn("credential: hsm-pin", text)
-        config.write_text(text.replace("credential: hsm-pin", "file: /etc/kekd/hsm-pin") + "http:\n  listen: 127.0.0.1:19464\n",
-                          encoding="utf-8")
+        config.write_text(text.replace("credential: hsm-pin", "file: /etc/kekd/hsm-pin"), encoding="utf-8")
         os.chown(HOST.path("/etc/kekd/hsm-pin"), uid, gid)
         PackageTest.service = process = Pod(HOST, pod, pod["spec"]["containers"][0])
         wait_until(lambda: kekctl_code("kubernetes", "check", "--socket", KMS) == 0, 60, "healthy plugin", process)
@@ -302,8 +302,7 @@ class PackageTest(unittest.TestCase):
         self.assertEqual(status["Uid"].split(), [str(uid)] * 4)
         # The probes of the manifest, on the host's loopback as hostNetwork has it.
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-            path = pod["spec"]["containers"][0][probe]["httpGet"]["path"]
-            self.assertEqual(http_code(19464, path), 200, path)
+            self.assertEqual(http_code(pod["spec"]["containers"][0][probe]["httpGet"]), 200, probe)
         self.assertEqual(process.stop(pod["spec"]["terminationGracePeriodSeconds"]), 0, process.log())
 
     def test_16_removal_keeps_what_opens_secrets(self):
@@ -328,9 +327,9 @@ def kekctl_code(*arguments):
     return HOST.run("kekctl", *arguments, check=False).returncode
 
 
-def http_code(port, path):
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+def http_code(get):
+    with socket.create_connection((get["host"], get["port"]), timeout=10) as connection:
+        connection.sendall(f"GET {get['path']} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         return int(connection.makefile("rb").readline().split()[1])
 
 

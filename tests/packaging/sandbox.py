@@ -21,7 +21,7 @@ import tempfile
 import time
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-CLONE_NEWNS = 0x00020000
+CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
 
 
@@ -69,11 +69,12 @@ def mount(*arguments):
 
 
 class Host:
-    """/ on a layer of its own. Made once a process; the process leaves its mount namespace for a new one."""
+    """/ on a layer of its own, with a loopback of its own. Made once a process, which moves into new namespaces."""
 
     def __init__(self):
-        if LIBC.unshare(CLONE_NEWNS) != 0:
+        if LIBC.unshare(CLONE_NEWNS | CLONE_NEWNET) != 0:
             raise OSError(ctypes.get_errno(), "unshare")
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         mount("--make-rprivate", "/")
         self.base = pathlib.Path(tempfile.mkdtemp(prefix="kekd-packaging-"))
         mount("-t", "tmpfs", "-o", "mode=0755", "tmpfs", self.base)
