@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -129,6 +130,22 @@ TEST_F(CryptTest, AnExistingOutputIsReplacedOnlyByForce) {
   EXPECT_EQ(base::testing::TempDir::Read(out), "precious");
   EXPECT_EQ(Run({"encrypt", "r/k", "--out", out, "--force"}, "x").code, 0);
   EXPECT_EQ(base::testing::TempDir::Read(out), "sealed:x:");
+}
+
+TEST_F(CryptTest, APipeIsWrittenToAndNotReplaced) {
+  const std::string fifo = dir_.File("fifo");
+  ASSERT_EQ(mkfifo(fifo.c_str(), 0600), 0);
+  const int reader = open(fifo.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  ASSERT_GE(reader, 0);
+  EXPECT_EQ(Run({"encrypt", "r/k", "--out", fifo, "--force"}, "x").code, 0);
+  char buffer[64];
+  EXPECT_EQ(std::string(buffer, static_cast<size_t>(std::max<ssize_t>(
+                                    0, read(reader, buffer, sizeof(buffer))))),
+            "sealed:x:");
+  close(reader);
+  struct stat info;
+  ASSERT_EQ(stat(fifo.c_str(), &info), 0);
+  EXPECT_TRUE(S_ISFIFO(info.st_mode));
 }
 
 TEST_F(CryptTest, LocalFilesThatCannotBeReadExit74) {

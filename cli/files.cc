@@ -91,6 +91,15 @@ absl::StatusOr<base::SecretBytes> ReadInput(const Io& io,
 absl::Status WriteOutput(const Io& io, const std::string& path,
                          std::span<const uint8_t> bytes, Overwrite overwrite) {
   if (path == "-") return WriteAll(io.out, bytes, "standard output");
+  // A device or pipe is written to, never replaced by a file.
+  struct stat info;
+  if (stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode) &&
+      !S_ISDIR(info.st_mode)) {
+    const int fd = open(path.c_str(), O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return IoError(absl::StrCat("cannot open ", path), errno);
+    const absl::Cleanup close_it = [fd] { close(fd); };
+    return WriteAll(fd, bytes, path);
+  }
   std::string temporary = absl::StrCat(path, ".XXXXXX");
   const int fd = mkostemp(temporary.data(), O_CLOEXEC);  // 0600
   if (fd < 0) return IoError(absl::StrCat("cannot create ", path), errno);

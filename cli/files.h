@@ -37,8 +37,8 @@ absl::StatusOr<base::SecretBytes> ReadInput(const Io& io,
 enum class Overwrite { kRefuse, kReplace };
 
 // Writes a file of mode 0600 whole or not at all (a temporary file beside it,
-// fsync, rename), or to the output stream for "-". ALREADY_EXISTS unless
-// kReplace; ExitCode::kIo.
+// fsync, rename), or to the output stream for "-"; a device or pipe is written
+// to as it is. ALREADY_EXISTS unless kReplace; ExitCode::kIo.
 absl::Status WriteOutput(const Io& io, const std::string& path,
                          std::span<const uint8_t> bytes, Overwrite overwrite);
 
