@@ -36,9 +36,9 @@ using Clock = std::chrono::steady_clock;
 
 class K8sFailureTest : public KubernetesTest {
  protected:
-  static KekdProcess::Options WithHttp(int port) {
+  static KekdProcess::Options WithHttp() {
     KekdProcess::Options options;
-    options.yaml = absl::StrCat("http:\n  listen: \"127.0.0.1:", port, "\"\n");
+    options.yaml = "http:\n  listen: \"127.0.0.1:0\"\n";
     return options;
   }
 };
@@ -354,8 +354,8 @@ TEST_F(K8sFailureTest, K8s41UnprivilegedAndBadConfigsAreOneClearLine) {
 }
 
 TEST_F(K8sFailureTest, K8s42LivezIsNotForTroubleOfTheToken) {
-  const int port = FreePort();
-  StartFaulty(WithHttp(port));
+  StartFaulty(WithHttp());
+  const int port = kekd_->HttpPort();
   const auto code = [port](const std::string& path) {
     const auto answer = HttpGet(port, path);
     return answer.has_value() ? answer->first : 0;
@@ -387,8 +387,8 @@ TEST_F(K8sFailureTest, K8s42LivezIsNotForTroubleOfTheToken) {
 }
 
 TEST_F(K8sFailureTest, K8s43MetricsTellWhatHappensInBoundedLabels) {
-  const int port = FreePort();
-  Start(WithHttp(port));
+  Start(WithHttp());
+  const int port = kekd_->HttpPort();
   Plugin plugin = Connect();
   ASSERT_OK_AND_ASSIGN(const v2::EncryptResponse encrypted,
                        plugin.Encrypt("seed", "uid-in-no-label"));

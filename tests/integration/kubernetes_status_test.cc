@@ -82,7 +82,7 @@ TEST_F(K8sStatusTest, K8s07VersionNeverChanges) {
   // Nothing else can be configured.
   options.bindings[0].yaml = {"version: v3"};
   kekd_->WriteConfig(options);
-  EXPECT_NE(kekd_->Run({"--check-config", "--config", kekd_->config()}).first,
+  EXPECT_NE(kekd_->Run({"--check-config", kekd_->config()}).first,
             0);
 }
 

@@ -93,8 +93,6 @@ v2::DecryptRequest RequestFor(const v2::EncryptResponse& encrypted,
 // size bytes that are not all the same.
 std::string Plaintext(size_t size);
 
-// A free TCP port of the loopback.
-int FreePort();
 // GET http://127.0.0.1:port/path: status and body; nullopt if nothing answers.
 std::optional<std::pair<int, std::string>> HttpGet(int port,
                                                    const std::string& path);

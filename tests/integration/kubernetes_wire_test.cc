@@ -107,7 +107,7 @@ TEST_F(K8sWireTest, K8s03PathAndAbstractSocket) {
   options.bindings[1].yaml.clear();
   kekd_->WriteConfig(options);
   const auto [code, text] =
-      kekd_->Run({"--check-config", "--config", kekd_->config()});
+      kekd_->Run({"--check-config", kekd_->config()});
   EXPECT_NE(code, 0);
   EXPECT_THAT(text, HasSubstr("allow_abstract"));
 }
@@ -409,10 +409,10 @@ TEST_F(K8sWireTest, K8s22UidIsInEveryAuditRecord) {
 }
 
 TEST_F(K8sWireTest, K8s23TwentyEqualDecryptsAreOneOperationOfTheToken) {
-  const int port = FreePort();
   KekdProcess::Options options;
-  options.yaml = absl::StrCat("http:\n  listen: \"127.0.0.1:", port, "\"\n");
+  options.yaml = "http:\n  listen: \"127.0.0.1:0\"\n";
   StartFaulty(options);
+  const int port = kekd_->HttpPort();
   Plugin plugin = Connect();
   // 56 bytes: a size that nothing else decrypts.
   ASSERT_OK_AND_ASSIGN(const v2::EncryptResponse encrypted,
@@ -449,11 +449,11 @@ TEST_F(K8sWireTest, K8s23TwentyEqualDecryptsAreOneOperationOfTheToken) {
 }
 
 TEST_F(K8sWireTest, K8s24NoPlaintextInLogsMetricsAuditOrMemory) {
-  const int port = FreePort();
   KekdProcess::Options options;
-  options.yaml = absl::StrCat("http:\n  listen: \"127.0.0.1:", port,
-                              "\"\nlog:\n  level: debug\n");
+  options.yaml =
+      "http:\n  listen: \"127.0.0.1:0\"\nlog:\n  level: debug\n";
   Start(options);
+  const int port = kekd_->HttpPort();
   Plugin plugin = Connect();
   // A DEK with a mark that cannot be there by chance; made so that this source,
   // an argument or the environment cannot bring it into kekd.

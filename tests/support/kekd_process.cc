@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <grp.h>
+#include <grpc/grpc.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/support/channel_arguments.h>
@@ -83,10 +84,14 @@ bool Eventually(const std::function<bool()>& condition,
 
 std::shared_ptr<grpc::Channel> ConnectTo(const std::string& socket,
                                          const std::string& authority) {
+  // Kept for ever: with the last channel gRPC ends as a library, and takes
+  // seconds for it.
+  static const bool initialised = (grpc_init(), true);
+  static_cast<void>(initialised);
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 20);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 20);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 5000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   if (!authority.empty()) {
@@ -100,6 +105,7 @@ std::shared_ptr<grpc::Channel> ConnectTo(const std::string& socket,
 
 std::unique_ptr<grpc::ClientContext> Context(std::chrono::nanoseconds delay) {
   auto context = std::make_unique<grpc::ClientContext>();
+  context->set_wait_for_ready(true);
   context->set_deadline(
       std::chrono::system_clock::now() +
       std::chrono::duration_cast<std::chrono::system_clock::duration>(delay));
@@ -324,6 +330,13 @@ std::string KekdProcess::Socket(absl::string_view name) const {
 
 std::string KekdProcess::Log() const {
   return base::testing::TempDir::Read(dir_.File("kekd.log"));
+}
+
+int KekdProcess::HttpPort() const {
+  constexpr absl::string_view kField = "http_port=";
+  const std::string log = Log();
+  const size_t at = log.rfind(std::string(kField));
+  return at == std::string::npos ? 0 : std::atoi(&log[at + kField.size()]);
 }
 
 std::vector<std::string> KekdProcess::AuditLines() const {

@@ -42,7 +42,8 @@ inline base::Deadline Within(std::chrono::nanoseconds delay) {
 std::shared_ptr<grpc::Channel> ConnectTo(const std::string& socket,
                                          const std::string& authority = "");
 
-// A ClientContext that ends after delay.
+// A ClientContext that ends after delay and, as kube-apiserver's, waits for the
+// connection meanwhile.
 std::unique_ptr<grpc::ClientContext> Context(
     std::chrono::nanoseconds delay = std::chrono::seconds(10));
 
@@ -75,8 +76,8 @@ class KekdProcess {
   KekdProcess(const KekdProcess&) = delete;
   KekdProcess& operator=(const KekdProcess&) = delete;
 
-  // Starts kekd and returns when its admin socket answers. UNAVAILABLE with the
-  // log's end if it does not within 20 s, or ends.
+  // Starts kekd and returns when its admin socket answers. UNAVAILABLE with its
+  // log if it does not within 20 s, or ends.
   absl::Status Start();
   // Start, then the key ring and the bindings' keys where they are missing, and
   // then every binding's Status without error.
@@ -110,6 +111,8 @@ class KekdProcess {
   std::string Socket(absl::string_view binding = "main") const;
   std::string AdminSocket() const { return dir_.File("run/admin.sock"); }
   std::string Log() const;
+  // Of the last start, with "http: {listen: 127.0.0.1:0}"; 0 if there is none.
+  int HttpPort() const;
   // All lines of the audit log.
   std::vector<std::string> AuditLines() const;
   const std::string& pin() const { return pin_; }
@@ -117,8 +120,8 @@ class KekdProcess {
  private:
   pid_t Spawn(const std::vector<std::string>& argv, const std::string& log);
 
+  Options options_;  // first: whose initialiser drops privileges
   base::testing::TempDir dir_;
-  Options options_;
   std::string pin_;
   pid_t pid_ = -1;
 };
