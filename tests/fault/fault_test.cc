@@ -12,6 +12,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "tests/support/test_tokens.h"
 
 extern char** environ;
 
@@ -41,23 +42,13 @@ bool RunProcess(std::vector<std::string> arguments) {
 
 }  // namespace
 
-SoftHsm::SoftHsm() {
-  std::filesystem::create_directory(dir_.File("tokens"));
-  dir_.Write("softhsm2.conf",
-             absl::StrCat("directories.tokendir = ", dir_.File("tokens"),
-                          "\nobjectstore.backend = file\nlog.level = ERROR\n"
-                          "slots.removable = false\n"));
-  Use();
-}
-
 void SoftHsm::Use() const {
   setenv("SOFTHSM2_CONF", dir_.File("softhsm2.conf").c_str(), 1);
 }
 
 void SoftHsm::InitToken(const std::string& label) {
+  ASSERT_OK(testing::TestToken::SoftHsm(dir_.path(), label));
   Use();
-  ASSERT_TRUE(RunProcess({"softhsm2-util", "--init-token", "--free", "--label",
-                          label, "--so-pin", "12345678", "--pin", "1234"}));
 }
 
 bool SoftHsm::Tool(const std::string& label,

@@ -33,11 +33,10 @@ struct KnownKey {
 };
 
 // A private SoftHSM: a directory of tokens and the processes that look after
-// it. Points SOFTHSM2_CONF at itself.
+// it. Its tokens are kek::testing::TestToken's.
 class SoftHsm {
  public:
-  SoftHsm();
-  // A new token with the test PIN.
+  // A new token with the test PIN; then Use.
   void InitToken(const std::string& label);
   // Makes this the directory that libraries initialised from now on see.
   void Use() const;

@@ -2,8 +2,6 @@
 //
 // Keys that are generated with trouble, or are not what was asked for.
 #include <atomic>
-#include <cstdlib>
-#include <filesystem>
 #include <string>
 #include <thread>
 #include <vector>
@@ -11,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "pkcs11/error.h"
 #include "tests/fault/fault_test.h"
+#include "tests/support/test_tokens.h"
 
 namespace kek::fault {
 namespace {
@@ -173,23 +172,10 @@ TEST_F(KeyFaultTest, Fault65ModuleThatMakesAllKeysWeakRefusesTheStart) {
 }
 
 TEST_F(KeyFaultTest, Fault66ModuleThatIgnoresExtractableIsRefused) {
-  constexpr char kSoftoken[] = "/usr/lib/x86_64-linux-gnu/libsoftokn3.so";
-  if (!std::filesystem::exists(kSoftoken)) GTEST_SKIP() << "no NSS";
-  const std::string database = dir_.File("nss");
-  std::filesystem::create_directory(database);
-  const std::string pin = dir_.Write("nss-pin", "nsspin12\n");
-  ASSERT_EQ(std::system(absl::StrCat("certutil -N -d sql:", database, " -f ",
-                                     pin, " >/dev/null 2>&1")
-                            .c_str()),
-            0);
-  pkcs11::TokenOptions options = Options();
-  options.module_path = kSoftoken;
-  options.init_args =
-      absl::StrCat("configdir='sql:", database,
-                   "' certPrefix='' keyPrefix='' secmod='' flags= "
-                   "dbTokenDescription='kek-nss'");
-  options.uri = "pkcs11:token=kek-nss";
-  options.pin = pkcs11::PinSource::File(pin);
+  if (!testing::TestToken::HaveNss()) GTEST_SKIP() << "no NSS";
+  ASSERT_OK_AND_ASSIGN(const testing::TestToken nss,
+                       testing::TestToken::Nss(dir_.File("nss")));
+  pkcs11::TokenOptions options = nss.Options(state_dir_);
   options.profile.attributes = pkcs11::AttributePolicy::kObserved;
   EXPECT_THAT(Open(options), StatusIs(absl::StatusCode::kFailedPrecondition,
                                       HasSubstr("non-extractable")));
