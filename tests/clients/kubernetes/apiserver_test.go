@@ -115,6 +115,12 @@ func (c *cluster) raw(name string) []byte {
 
 func (c *cluster) startAPIServer() {
 	c.t.Helper()
+	c.launchAPIServer()
+	c.awaitAPIServer()
+}
+
+func (c *cluster) launchAPIServer() {
+	c.t.Helper()
 	config := filepath.Join(c.dir, "enc.yaml")
 	if err := os.WriteFile(config, []byte(c.encryption), 0o600); err != nil {
 		c.t.Fatal(err)
@@ -128,6 +134,10 @@ func (c *cluster) startAPIServer() {
 		args = append(args, "--feature-gates="+c.featureGate)
 	}
 	c.apiserver = start(c.t, "kube-apiserver", filepath.Join(c.dir, "apiserver.log"), false, nil, args...)
+}
+
+func (c *cluster) awaitAPIServer() {
+	c.t.Helper()
 	eventually(c.t, 90*time.Second, "kube-apiserver is ready", func() (bool, string) {
 		if !c.apiserver.running() {
 			c.t.Fatalf("kube-apiserver ended:\n%s", c.apiserver.tail())
@@ -221,6 +231,60 @@ func (c *cluster) readAll(n int) {
 	}
 }
 
+// underLoad writes and reads Secrets from four clients while body runs, and a moment longer, and returns the first error any of them had.
+func (c *cluster) underLoad(secrets int, body func()) error {
+	c.t.Helper()
+	stop := make(chan struct{})
+	var load sync.WaitGroup
+	var once sync.Once
+	var wrong error
+	var requests atomic.Int64
+	for worker := range 4 {
+		load.Go(func() {
+			for i := worker; ; i = (i + 4) % secrets {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				for _, try := range []func(int) error{c.tryWrite, c.tryRead} {
+					if err := try(i); err != nil {
+						once.Do(func() { wrong = fmt.Errorf("%s: %w", secretName(i), err) })
+					}
+					requests.Add(1)
+				}
+			}
+		})
+	}
+	await := func(what string) {
+		c.t.Helper()
+		more := requests.Load() + 40
+		eventually(c.t, 60*time.Second, what, func() (bool, string) { n := requests.Load(); return n >= more, fmt.Sprint(n, " of ", more) })
+	}
+	await("the load runs")
+	body()
+	await("the load goes on")
+	close(stop)
+	load.Wait()
+	c.t.Logf("%d requests under load", requests.Load())
+	return wrong
+}
+
+// modRevision counts the writes to etcd of a Secret: it changes with each.
+func (c *cluster) modRevision(name string) int64 {
+	c.t.Helper()
+	out, err := c.etcdctl("get", "/registry/secrets/default/"+name, "-w", "json")
+	var answer struct {
+		Kvs []struct {
+			ModRevision int64 `json:"mod_revision"`
+		}
+	}
+	if err != nil || json.Unmarshal(out, &answer) != nil || len(answer.Kvs) != 1 {
+		c.t.Fatalf("etcdctl: %v %s", err, out)
+	}
+	return answer.Kvs[0].ModRevision
+}
+
 func (c *cluster) healthz() error {
 	code, body, err := c.do(http.MethodGet, "/healthz?verbose", nil)
 	if err != nil {
@@ -237,7 +301,7 @@ func TestK8s28K8s29K8s32K8s34WholeAPIServer(t *testing.T) {
 	const secrets = 200
 	k := newKekd(t, binding{name: "k8s", key: "secrets"})
 	c := newCluster(t)
-	c.encryption = fmt.Sprintf(secretsV2, k.endpoint("k8s"))
+	c.encryption = encryptionConfig("hsm-kek", k.endpoint("k8s"))
 	c.startAPIServer()
 
 	for i := range secrets {
@@ -258,8 +322,9 @@ func TestK8s28K8s29K8s32K8s34WholeAPIServer(t *testing.T) {
 		c.stopAPIServer()
 		c.startAPIServer()
 		c.readAll(secrets)
-		k.stop()
-		k.start()
+		if wrong := c.underLoad(secrets, func() { k.stop(); k.start() }); wrong != nil {
+			t.Fatalf("K8s33: a request failed while kekd was restarted: %v", wrong)
+		}
 		c.readAll(secrets)
 	})
 	t.Run("RestartKekdThenAPIServer", func(t *testing.T) {
@@ -288,6 +353,7 @@ func TestK8s28K8s29K8s32K8s34WholeAPIServer(t *testing.T) {
 				}
 			}
 		})
+		encrypts := len(k.audited("kubernetes-v2", "Encrypt"))
 		k.ctl("key", "rotate", keyName("secrets"))
 		began := time.Now()
 		eventually(t, 70*time.Second, "the next write carries the new key_id", func() (bool, string) {
@@ -301,10 +367,21 @@ func TestK8s28K8s29K8s32K8s34WholeAPIServer(t *testing.T) {
 		if text := unhealthy.Load(); text != nil {
 			t.Fatalf("health left ok: %s", text)
 		}
+		if n := len(k.audited("kubernetes-v2", "Encrypt")) - encrypts; n != 1 {
+			t.Errorf("%d Encrypts followed the rotation, not one", n)
+		}
 	})
 
 	t.Run("K8s29RewriteAllThenDisableTheOldVersion", func(t *testing.T) {
 		newID := keyIDOf(t, c.raw(secretName(0)))
+		// A write that changes nothing is what kubectl replace and a storage migration do: the API server stores it, because the old value is stale.
+		before := c.modRevision(secretName(1))
+		c.write(1)
+		once := c.modRevision(secretName(1))
+		c.write(1)
+		if twice := c.modRevision(secretName(1)); once == before || twice != once {
+			t.Errorf("revisions of a Secret that was written twice without change: %d, then %d, then %d; only the first should store it", before, once, twice)
+		}
 		for i := range secrets {
 			c.write(i)
 		}
@@ -320,37 +397,17 @@ func TestK8s28K8s29K8s32K8s34WholeAPIServer(t *testing.T) {
 	})
 
 	t.Run("K8s32KilledUnderLoadRecoversWithTheStaleSocket", func(t *testing.T) {
-		stop := make(chan struct{})
-		var load sync.WaitGroup
-		var wrong atomic.Value
-		for worker := range 4 {
-			load.Go(func() {
-				for i := worker; ; i = (i + 4) % secrets {
-					select {
-					case <-stop:
-						return
-					default:
-					}
-					// Writes and reads go on from the API server's own seed and cache while kekd is down.
-					if err := c.tryWrite(i); err != nil {
-						wrong.Store(err.Error())
-					}
-					if err := c.tryRead(i); err != nil {
-						wrong.Store(err.Error())
-					}
-				}
-			})
-		}
-		k.kill()
-		if _, err := os.Lstat(k.socket("k8s")); err != nil {
-			t.Errorf("the stale socket is gone: %v", err)
-		}
-		k.start()
-		eventually(t, 90*time.Second, "healthz is ok again", func() (bool, string) { err := c.healthz(); return err == nil, fmt.Sprint(err) })
-		close(stop)
-		load.Wait()
-		if text := wrong.Load(); text != nil {
-			t.Fatalf("a request failed while kekd was down: %s", text)
+		// Writes and reads go on from the API server's own seed and cache while kekd is down.
+		wrong := c.underLoad(secrets, func() {
+			k.kill()
+			if _, err := os.Lstat(k.socket("k8s")); err != nil {
+				t.Errorf("the stale socket is gone: %v", err)
+			}
+			k.start()
+			eventually(t, 90*time.Second, "healthz is ok again", func() (bool, string) { err := c.healthz(); return err == nil, fmt.Sprint(err) })
+		})
+		if wrong != nil {
+			t.Fatalf("a request failed while kekd was down: %v", wrong)
 		}
 		c.stopAPIServer()
 		c.startAPIServer()
@@ -374,27 +431,27 @@ func TestK8s28K8s29K8s32K8s34WholeAPIServer(t *testing.T) {
 	t.Run("K8s34APIServerBeforeKekd", func(t *testing.T) {
 		c.stopAPIServer()
 		k.stop()
-		config := c.encryption
-		c.apiserver = nil
-		started := make(chan struct{})
-		go func() { defer close(started); c.encryption = config; c.startAPIServer() }()
-		// The API server is up and waiting for its plugin once it has tried the socket.
-		eventually(t, 60*time.Second, "kube-apiserver is up without its plugin", func() (bool, string) {
-			code, body, err := c.do(http.MethodGet, "/livez", nil)
-			return err == nil && code == http.StatusOK, fmt.Sprint(code, string(body), err)
+		c.launchAPIServer()
+		eventually(t, 90*time.Second, "kube-apiserver is up and misses its plugin", func() (bool, string) {
+			code, body, err := c.do(http.MethodGet, "/readyz", nil)
+			return err == nil && code == http.StatusInternalServerError && strings.Contains(string(body), "[-]kms-providers failed"),
+				fmt.Sprint(code, string(body), err)
 		})
+		if err := c.tryRead(0); err == nil {
+			t.Fatal("a Secret was read without the plugin")
+		}
 		began := time.Now()
 		k.start()
-		eventually(t, 60*time.Second, "first read", func() (bool, string) { err := c.tryRead(0); return err == nil, fmt.Sprint(err) })
+		eventually(t, 15*time.Second, "first read", func() (bool, string) { err := c.tryRead(0); return err == nil, fmt.Sprint(err) })
 		t.Logf("from kekd's start to the first read: %v", time.Since(began))
-		<-started
+		c.awaitAPIServer()
 		c.readAll(secrets)
 	})
 }
 
 // Migration of a cluster from v1beta1 to v2, both served by the one socket and key.
 func TestMigrationFromV1Beta1ToV2(t *testing.T) {
-	const secrets = 50
+	const secrets = 52 // a multiple of underLoad's four clients
 	k := newKekd(t, binding{name: "k8s", key: "secrets"})
 	c := newCluster(t)
 	c.featureGate = "KMSv1=true"
@@ -412,9 +469,13 @@ resources:
 	if raw := c.raw(secretName(0)); !bytes.HasPrefix(raw, []byte("k8s:enc:kms:v1:hsm-kek-v1:")) {
 		t.Fatalf("etcd holds %q", raw[:min(len(raw), 32)])
 	}
+	// K8s33: v1beta1 asks the plugin for every write, so a restart of kekd has to fit into the API server's patience.
+	if wrong := c.underLoad(secrets, func() { k.stop(); k.start() }); wrong != nil {
+		t.Fatalf("a request failed while kekd was restarted: %v", wrong)
+	}
 	k.ctl("key", "rotate", keyName("secrets")) // old v1 blobs carry their version inside
 	c.stopAPIServer()
-	c.encryption = fmt.Sprintf(secretsV2, k.endpoint("k8s")) +
+	c.encryption = encryptionConfig("hsm-kek", k.endpoint("k8s")) +
 		fmt.Sprintf("      - kms: {name: hsm-kek-v1, endpoint: \"%s\", cachesize: 1000, timeout: 3s}\n", k.endpoint("k8s"))
 	c.startAPIServer()
 	c.readAll(secrets)
@@ -428,7 +489,7 @@ resources:
 	}
 	c.stopAPIServer()
 	c.featureGate = ""
-	c.encryption = fmt.Sprintf(secretsV2, k.endpoint("k8s"))
+	c.encryption = encryptionConfig("hsm-kek", k.endpoint("k8s"))
 	c.startAPIServer()
 	c.readAll(secrets)
 }

@@ -10,11 +10,13 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sort"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,8 +24,8 @@ import (
 )
 
 const (
-	keyRing     = "projects/test/locations/local/keyRings/cluster"
-	unprivilegd = 65534 // kekd refuses to run as root; a test that is root runs it as nobody
+	keyRing = "projects/test/locations/local/keyRings/cluster"
+	nobody  = 65534 // kekd refuses to run as root; a test that is root runs it as nobody
 )
 
 func keyName(id string) string { return keyRing + "/cryptoKeys/" + id }
@@ -60,7 +62,7 @@ func mustWrite(t *testing.T, path, content string, mode os.FileMode) {
 		t.Fatal(err)
 	}
 	if os.Getuid() == 0 {
-		if err := os.Chown(path, unprivilegd, unprivilegd); err != nil {
+		if err := os.Chown(path, nobody, nobody); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -72,7 +74,7 @@ func mustMkdir(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	if os.Getuid() == 0 {
-		if err := os.Chown(path, unprivilegd, unprivilegd); err != nil {
+		if err := os.Chown(path, nobody, nobody); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -99,7 +101,7 @@ func start(t *testing.T, name, log string, unprivileged bool, env []string, argv
 	cmd.Env = append(os.Environ(), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if unprivileged && os.Getuid() == 0 {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: unprivilegd, Gid: unprivilegd}
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody}
 	}
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("%s: %v", name, err)
@@ -163,7 +165,7 @@ func newKekd(t *testing.T, bindings ...binding) *kekd {
 		t.Fatal(err)
 	}
 	if os.Getuid() == 0 {
-		if err := os.Chown(dir, unprivilegd, unprivilegd); err != nil {
+		if err := os.Chown(dir, nobody, nobody); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -196,9 +198,11 @@ func newKekd(t *testing.T, bindings ...binding) *kekd {
 	k.writeConfig()
 	k.start()
 	k.ctl("keyring", "create", keyRing)
+	made := map[string]bool{} // two bindings may share a key
 	for _, b := range bindings {
-		if !strings.Contains(k.ctl("key", "list", keyRing), b.key) {
+		if !made[b.key] {
 			k.ctl("key", "create", keyName(b.key))
+			made[b.key] = true
 		}
 	}
 	return k
@@ -245,7 +249,8 @@ func (k *kekd) start() {
 		if !k.proc.running() {
 			k.t.Fatalf("kekd ended at start:\n%s", k.proc.tail())
 		}
-		out, err := k.tryCtl("status")
+		// Not "status", which says no while a binding's key has not been made yet.
+		out, err := k.tryCtl("--project", "test", "--location", "local", "keyring", "list")
 		return err == nil, out
 	})
 }
@@ -274,6 +279,39 @@ func (k *kekd) ctl(args ...string) string {
 		k.t.Fatalf("kekctl %s: %v\n%s\nkekd's log:\n%s", strings.Join(args, " "), err, out, k.proc.tail())
 	}
 	return out
+}
+
+// record is what these tests look at in a line of kekd's audit log (docs/audit-format.md).
+type record struct {
+	Op, Front, Result, Rid, Ver string
+	Coalesced                   bool
+}
+
+// audited returns the records of one front end's operation, in order.
+func (k *kekd) audited(front, op string) []record {
+	k.t.Helper()
+	segments, err := filepath.Glob(filepath.Join(k.dir, "state", "audit", "*.jsonl"))
+	if err != nil || len(segments) == 0 {
+		k.t.Fatalf("no audit log in %s: %v", k.dir, err)
+	}
+	sort.Strings(segments) // names begin with the time
+	var records []record
+	for _, segment := range segments {
+		content, err := os.ReadFile(segment)
+		if err != nil {
+			k.t.Fatal(err)
+		}
+		for line := range strings.Lines(string(content)) {
+			var r record
+			if err := json.Unmarshal([]byte(line), &r); err != nil {
+				k.t.Fatalf("audit record %q: %v", line, err)
+			}
+			if r.Front == front && r.Op == op {
+				records = append(records, r)
+			}
+		}
+	}
+	return records
 }
 
 // takeTokenAway and bringTokenBack move the token's directory, which is what a pulled HSM looks like with SoftHSM.
