@@ -201,8 +201,6 @@ pid_t KekdProcess::Spawn(const std::vector<std::string>& argv,
 absl::Status KekdProcess::Start() {
   pid_ = Spawn({KEKD_BINARY, "--config", config()}, "kekd.log");
   const base::Deadline deadline = Within(std::chrono::seconds(20));
-  const auto channel = ConnectTo(AdminSocket());
-  auto stub = kms::KeyManagementService::NewStub(channel);
   grpc::Status last;
   while (std::chrono::steady_clock::now() < deadline) {
     int status = 0;
@@ -211,6 +209,9 @@ absl::Status KekdProcess::Start() {
       return absl::UnavailableError(
           absl::StrCat("kekd ended with status ", status, "\n", Log()));
     }
+    // A new channel each time: gRPC tries a socket that was not there again only
+    // after seconds.
+    auto stub = kms::KeyManagementService::NewStub(ConnectTo(AdminSocket()));
     kms::ListKeyRingsRequest request;
     request.set_parent(kLocation);
     kms::ListKeyRingsResponse response;
