@@ -63,6 +63,13 @@ constexpr int kAdminMessageBytes = 192 << 10;
 // Making a key on a slow HSM takes its time.
 constexpr absl::Duration kAdminMaxDeadline = absl::Minutes(2);
 
+// gRPC reads into a buffer that it keeps, and what it has read stays there,
+// until 8 KiB have come or the connection ends. So that a DEK does not stay for
+// hours in the buffer of a kube-apiserver that only asks for Status, quiet
+// connections are ended (GOAWAY; clients connect again with their next call),
+// and what they leave behind is wiped by free.
+constexpr int kConnectionIdleMs = 5000;
+
 constexpr int kQuickWorkers = 4;
 constexpr size_t kQuickQueue = 256;
 
@@ -269,6 +276,8 @@ std::unique_ptr<grpc::Server> MakeGrpcServer(
   builder.SetMaxReceiveMessageSize(max_message_bytes);
   builder.SetMaxSendMessageSize(max_message_bytes);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, 1024);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS,
+                             kConnectionIdleMs);
   return builder.BuildAndStart();
 }
 
