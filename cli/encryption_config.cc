@@ -88,6 +88,9 @@ absl::StatusOr<ProviderConfig> KubernetesProviderConfig(
       abstract
           ? ""
           : std::string(std::filesystem::path(options.socket).parent_path());
+  const bool shared =
+      !options.admin_socket.empty() && !abstract &&
+      std::filesystem::path(options.admin_socket).parent_path() == directory;
   config.static_pod = absl::StrCat(
       "# For /etc/kubernetes/manifests/kube-apiserver.yaml: add each list to "
       "the one that is there.\n"
@@ -103,13 +106,18 @@ absl::StatusOr<ProviderConfig> KubernetesProviderConfig(
       "        - name: kekd-config\n"
       "          mountPath: /etc/kubernetes/kekd\n"
       "          readOnly: true\n",
-      abstract ? ""
-               : absl::StrCat(
-                     "        # The directory, not the socket: kekd makes the "
-                     "socket anew.\n"
-                     "        - name: kekd-socket\n"
-                     "          mountPath: ",
-                     directory, "\n"),
+      abstract
+          ? ""
+          : absl::StrCat(
+                "        # The directory, not the socket: kekd makes the "
+                "socket anew.\n",
+                shared ? "        # WARNING: it holds kekd's admin socket "
+                         "too. Give the binding a directory of its\n"
+                         "        # own, such as /run/kekd/NAME/kms.sock.\n"
+                       : "",
+                "        - name: kekd-socket\n"
+                "          mountPath: ",
+                directory, "\n"),
       "  volumes:\n"
       "    - name: kekd-config\n"
       "      hostPath:\n"

@@ -15,6 +15,9 @@ struct ProviderOptions {
   // stored value and can never change.
   std::string name;
   std::string socket;  // of the plugin; absolute, or "@name"
+  // kekd's admin socket, if there is one: what shares a directory with it is
+  // warned of.
+  std::string admin_socket;
   absl::Duration timeout = absl::Seconds(3);
   std::vector<std::string> resources = {"secrets"};
   // Adds a v1beta1 provider after the v2 one, for data from before a

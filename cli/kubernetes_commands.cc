@@ -70,6 +70,7 @@ absl::Status Config(const Invocation& run, const ConfigOptions& options) {
   ProviderOptions provider;
   ASSIGN_OR_RETURN(provider.timeout, ParseDuration(options.timeout));
   provider.v1beta1 = options.v1beta1;
+  provider.admin_socket = settings.socket;
   provider.resources = options.resources;
   if (!options.plugin_socket.empty()) {
     provider.socket = options.plugin_socket;

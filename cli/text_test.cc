@@ -104,6 +104,16 @@ TEST(EncryptionConfigTest, IsWhatKubeApiserverReads) {
   EXPECT_EQ(pod["volumes"][1]["hostPath"]["path"].as<std::string>(), mounted);
 }
 
+TEST(EncryptionConfigTest, ADirectoryWithTheAdminSocketInItIsWarnedOf) {
+  ProviderOptions options = {.name = "a", .socket = "/run/kekd/a.sock"};
+  options.admin_socket = "/run/kekd/admin.sock";
+  EXPECT_THAT(KubernetesProviderConfig(options)->static_pod,
+              HasSubstr("WARNING"));
+  options.socket = "/run/kekd/a/kms.sock";
+  EXPECT_THAT(KubernetesProviderConfig(options)->static_pod,
+              Not(HasSubstr("WARNING")));
+}
+
 TEST(EncryptionConfigTest, AbstractSocketsHaveNoDirectory) {
   ASSERT_OK_AND_ASSIGN(
       const ProviderConfig config,
