@@ -163,6 +163,10 @@ struct ReconcileReport {
 //   current state is: DISABLED."; wrong purpose; no primary ABORTED two
 //   mutations met; retry UNAVAILABLE, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED,
 //   DATA_LOSS   as pkcs11::Token, catalog::Catalog and AuditLog
+// When the audit log does not take a call's record, its error is what the
+// caller gets: a result is withheld, but a change that was committed stays
+// made. Changes other than Disable are not begun while the log is known to be
+// in trouble.
 class KeyService {
  public:
   struct Options {
