@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "service/executor.h"
 
+#include <algorithm>
 #include <deque>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -9,6 +11,10 @@
 #include "absl/strings/str_cat.h"
 
 namespace kek::service {
+namespace {
+// How long Check waits for a worker before it looks what they all do.
+constexpr std::chrono::seconds kCheckPatience{1};
+}  // namespace
 
 class Executor::Pool {
  public:
@@ -21,9 +27,10 @@ class Executor::Pool {
                          "Calls refused because the queue was full.")),
         expired_(Counter("kekd_executor_expired_total",
                          "Calls whose deadline passed in the queue.")) {
+    jobs_.resize(options_.workers);
     workers_.reserve(options_.workers);
     for (int i = 0; i < options_.workers; ++i) {
-      workers_.emplace_back([this] { Work(); });
+      workers_.emplace_back([this, i] { Work(i); });
     }
   }
 
@@ -72,15 +79,30 @@ class Executor::Pool {
       queue_.push_front({deadline, answer, answer});
       work_.NotifyOne();
     }
-    base::MutexLock lock(proof->mu);
-    while (!proof->done) {
-      if (!proof->done_changed.WaitUntil(proof->mu, deadline) && !proof->done) {
+    const base::Deadline patience =
+        std::min(deadline, base::DeadlineAfter(kCheckPatience));
+    {
+      base::MutexLock lock(proof->mu);
+      while (!proof->done) {
+        if (!proof->done_changed.WaitUntil(proof->mu, patience)) break;
+      }
+      if (proof->done) return absl::OkStatus();
+    }
+    // No worker came. Are they busy, or stuck?
+    base::MutexLock lock(mu_);
+    const base::Deadline now = std::chrono::steady_clock::now();
+    for (const std::optional<base::Deadline>& job : jobs_) {
+      if (!job.has_value()) {
         return absl::DeadlineExceededError(absl::StrCat(
-            "no worker of the ", options_.name, " executor became free: all ",
-            options_.workers, " are stuck"));
+            "an idle worker of the ", options_.name, " executor took no work"));
+      }
+      if (now < *job || now - *job <= options_.stuck_after) {
+        return absl::OkStatus();
       }
     }
-    return absl::OkStatus();
+    return absl::DeadlineExceededError(
+        absl::StrCat("all ", options_.workers, " workers of the ",
+                     options_.name, " executor are stuck"));
   }
 
   absl::Status Drain(base::Deadline deadline) {
@@ -115,7 +137,7 @@ class Executor::Pool {
                                         {{"executor", options_.name}});
   }
 
-  void Work() {
+  void Work(int self) {
     while (true) {
       Item item;
       {
@@ -124,6 +146,7 @@ class Executor::Pool {
         if (queue_.empty()) return;
         item = std::move(queue_.front());
         queue_.pop_front();
+        jobs_[self] = item.deadline;
         ++running_;
         if (queued_ != nullptr) queued_->Set(queue_.size());
         if (running_gauge_ != nullptr) running_gauge_->Set(running_);
@@ -137,6 +160,7 @@ class Executor::Pool {
       // What the work captured goes before the worker counts as free.
       item = Item();
       base::MutexLock lock(mu_);
+      jobs_[self].reset();
       --running_;
       if (running_gauge_ != nullptr) running_gauge_->Set(running_);
       if (running_ == 0 && queue_.empty()) idle_.NotifyAll();
@@ -153,6 +177,8 @@ class Executor::Pool {
   base::CondVar work_;  // queue_ grew, or stopping_
   base::CondVar idle_;  // nothing queued, nothing running
   std::deque<Item> queue_ ABSL_GUARDED_BY(mu_);
+  // The deadline of what each worker runs; none: it is idle.
+  std::vector<std::optional<base::Deadline>> jobs_ ABSL_GUARDED_BY(mu_);
   int running_ ABSL_GUARDED_BY(mu_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <memory>
 #include <string>
@@ -22,6 +23,8 @@ class Executor {
     int workers = 48;
     size_t queue = 1024;
     base::Metrics* metrics = nullptr;  // may be null
+    // Work that runs so long after its deadline is stuck.
+    std::chrono::nanoseconds stuck_after = std::chrono::seconds(5);
   };
   explicit Executor(Options options);
   // Runs what is queued, then joins the workers: waits for ever for work that
@@ -36,9 +39,11 @@ class Executor {
   absl::Status Submit(base::Deadline deadline, absl::AnyInvocable<void()> run,
                       absl::AnyInvocable<void()> expired);
 
-  // Proves that a worker can be had before the deadline, for the watchdog. Goes
-  // before everything that is queued, so that overload is not mistaken for a
-  // standstill. DEADLINE_EXCEEDED: all workers are stuck.
+  // Proves that a worker can be had, for the watchdog. Goes before everything
+  // that is queued, so that overload is not mistaken for a standstill; and
+  // workers that are all busy, but within their deadlines, as when many calls
+  // wait for a token that hangs, are none either. DEADLINE_EXCEEDED: every
+  // worker is stuck; or, with workers to be had, none came before the deadline.
   absl::Status Check(base::Deadline deadline);
 
   // Refuses new work from now on and waits until nothing is queued and nothing

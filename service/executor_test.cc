@@ -82,20 +82,32 @@ TEST(ExecutorTest, WorkWhoseDeadlinePassedInTheQueueIsNotRun) {
 
 TEST(ExecutorTest, CheckPassesOverAFullQueueAndFailsWhenAllWorkersAreStuck) {
   Blocker stuck, waiting;
-  Executor executor({.workers = 1, .queue = 1});
-  ASSERT_OK(executor.Submit(DeadlineAfter(kSoon), std::ref(stuck), [] {}));
+  Executor executor(
+      {.workers = 1, .queue = 1, .stuck_after = std::chrono::seconds(0)});
+  const base::Deadline soon = DeadlineAfter(std::chrono::milliseconds(200));
+  ASSERT_OK(executor.Submit(soon, std::ref(stuck), [] {}));
   stuck.started.WaitForNotification();
   ASSERT_OK(executor.Submit(DeadlineAfter(kSoon), std::ref(waiting), [] {}));
 
-  EXPECT_THAT(executor.Check(DeadlineAfter(std::chrono::milliseconds(20))),
-              StatusIs(absl::StatusCode::kDeadlineExceeded,
-                       HasSubstr("all 1 are stuck")));
+  EXPECT_THAT(
+      executor.Check(DeadlineAfter(std::chrono::milliseconds(300))),
+      StatusIs(absl::StatusCode::kDeadlineExceeded,
+               HasSubstr("all 1 workers of the ordinary executor are stuck")));
 
   std::thread checker([&] { EXPECT_OK(executor.Check(DeadlineAfter(kSoon))); });
   stuck.release.Notify();
   waiting.started.WaitForNotification();
   waiting.release.Notify();
   checker.join();
+}
+
+TEST(ExecutorTest, WorkersThatAreBusyWithinTheirDeadlinesAreNotStuck) {
+  Blocker blocker;
+  Executor executor({.workers = 1});
+  ASSERT_OK(executor.Submit(DeadlineAfter(kSoon), std::ref(blocker), [] {}));
+  blocker.started.WaitForNotification();
+  EXPECT_OK(executor.Check(DeadlineAfter(std::chrono::milliseconds(20))));
+  blocker.release.Notify();
 }
 
 TEST(ExecutorTest, DrainRefusesNewWorkAndWaitsForTheOld) {

@@ -749,13 +749,13 @@ void Server::Parts::Supervise() {
   std::optional<std::string> told;  // the reasons that were logged last
   while (true) {
     if (steady_clock::now() >= next_check) {
+      next_check = base::DeadlineAfter(period);
       const absl::Status status = Check(base::DeadlineAfter(patience));
       if (status.ok()) {
         NotifyWatchdog();
       } else {
         base::LogError("self-check failed", {{"reason", status}});
       }
-      next_check = base::DeadlineAfter(period);
       base::MutexLock lock(supervisor_mu_);
       last_check_ = status;
       checked_ = steady_clock::now();
