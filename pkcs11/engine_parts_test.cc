@@ -133,6 +133,20 @@ TEST(KeyTableTest, MissingIsRememberedUntilTheKeyIsAdded) {
   EXPECT_EQ(table.Lookup(kId).first, Outcome::kFound);
 }
 
+TEST(KeyTableTest, AllIsLostWhenNothingThatWasSeenIsFoundAgain) {
+  KeyTable table(1);
+  const FoundObject other{.handle = 6, .info = {.id = {9, 9}}};
+  EXPECT_FALSE(table.LostAll()) << "an empty token has nothing to lose";
+  table.Add(kId, 5);
+  table.Replace({other});
+  EXPECT_FALSE(table.LostAll()) << "one object is destroyed, the token works";
+  table.Replace({});
+  EXPECT_TRUE(table.LostAll());
+  EXPECT_TRUE(table.RevokeAndDrain(kId, AtOnce()));
+  EXPECT_TRUE(table.RevokeAndDrain(other.info.id, AtOnce()));
+  EXPECT_FALSE(table.LostAll()) << "they were destroyed on purpose";
+}
+
 TEST(KeyTableTest, RevokedEntryIsDrainedAndCannotBeEntered) {
   KeyTable table(1);
   table.Replace({Object(1)});

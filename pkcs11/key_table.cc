@@ -64,6 +64,7 @@ void KeyTable::Replace(const std::vector<FoundObject>& found) {
     fresh.emplace(std::move(id), std::move(entry));
   }
   for (const Id& id : duplicates_) fresh.erase(id);
+  for (const auto& [id, entry] : fresh) seen_.insert(id);
   entries_ = std::move(fresh);
   missing_until_.clear();
   ++sweeps_;
@@ -72,7 +73,13 @@ void KeyTable::Replace(const std::vector<FoundObject>& found) {
 void KeyTable::Add(std::span<const uint8_t> id, CK_OBJECT_HANDLE handle) {
   base::MutexLock lock(mu_);
   entries_[ToId(id)] = std::make_shared<Entry>(KeyHandle{generation_, handle});
+  seen_.insert(ToId(id));
   missing_until_.erase(ToId(id));
+}
+
+bool KeyTable::LostAll() const {
+  base::MutexLock lock(mu_);
+  return !seen_.empty() && entries_.empty() && duplicates_.empty();
 }
 
 void KeyTable::RememberMissing(std::span<const uint8_t> id) {
@@ -92,6 +99,7 @@ void KeyTable::Forget(std::span<const uint8_t> id,
 bool KeyTable::RevokeAndDrain(std::span<const uint8_t> id,
                               base::Deadline deadline) {
   base::MutexLock lock(mu_);
+  seen_.erase(ToId(id));
   const auto it = entries_.find(ToId(id));
   if (it == entries_.end()) return true;
   const std::shared_ptr<Entry> entry = it->second;

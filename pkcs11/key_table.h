@@ -69,6 +69,9 @@ class KeyTable {
   void Add(std::span<const uint8_t> id, CK_OBJECT_HANDLE handle);
   // A look that found nothing, twice; believed for a second.
   void RememberMissing(std::span<const uint8_t> id);
+  // Objects were seen in this generation, and none of those that have not been
+  // revoked is there any more: the module has lost sight of its token.
+  bool LostAll() const;
   // The handle is in doubt: the next Lookup asks for a sweep.
   void Forget(std::span<const uint8_t> id, const std::shared_ptr<Entry>& entry);
   // Nobody begins to use this object's handle any more; waits for those who do.
@@ -86,6 +89,7 @@ class KeyTable {
   base::CondVar drained_;
   uint64_t sweeps_ ABSL_GUARDED_BY(mu_) = 0;
   std::map<Id, std::shared_ptr<Entry>> entries_ ABSL_GUARDED_BY(mu_);
+  std::set<Id> seen_ ABSL_GUARDED_BY(mu_);
   std::set<Id> duplicates_ ABSL_GUARDED_BY(mu_);
   std::map<Id, base::Deadline> missing_until_ ABSL_GUARDED_BY(mu_);
 };

@@ -365,6 +365,7 @@ absl::StatusOr<Token::Engine::Target> Token::Engine::Resolve(
                      key.resolution.Enter(deadline));
     uint64_t generation = 0;
     bool must_sweep = false;
+    bool lost_all = false;
     {
       ASSIGN_OR_RETURN(std::optional<Target> target,
                        ProvenTarget(key, deadline));
@@ -374,7 +375,9 @@ absl::StatusOr<Token::Engine::Target> Token::Engine::Resolve(
       const auto [outcome, entry] = work.link->keys.Lookup(key.identity.id);
       switch (outcome) {
         case KeyTable::Outcome::kMissing:
-          return MissingError(key.identity);
+          if (!work.link->keys.LostAll()) return MissingError(key.identity);
+          lost_all = true;
+          break;
         case KeyTable::Outcome::kDuplicate:
           Quarantine(key, DuplicateError(key.identity));
           return DuplicateError(key.identity);
@@ -403,6 +406,15 @@ absl::StatusOr<Token::Engine::Target> Token::Engine::Resolve(
     }
     if (must_sweep) {
       RETURN_IF_ERROR(Sweep(key.identity, deadline));
+      continue;
+    }
+    if (lost_all) {
+      // SoftHSM 2.6.1 loses sight of its objects when the token's directory
+      // goes away, reports nothing, and does not see them again when it is
+      // back, until the login ends. If the keys were really destroyed, the
+      // next generation sees none, and this happens once.
+      RETURN_IF_ERROR(
+          connection_->Recover(generation, Rung::kRelogin, deadline));
       continue;
     }
     ASSIGN_OR_RETURN(const bool again, Mend(last, generation, deadline));
