@@ -45,6 +45,9 @@ struct Module::Library {
   CK_FUNCTION_LIST* functions = nullptr;
   std::weak_ptr<Module> module;
   bool owned = false;  // a Module exists, or its end was not clean
+  // Initialised by us, and no C_Finalize has said otherwise: libraries whose
+  // device is gone may refuse to be finalised. For the owner alone.
+  bool held = false;
 
   static base::Mutex& Lock() {
     static auto* mu = new base::Mutex();
@@ -149,7 +152,10 @@ Module::Module(Library* library, std::string path, std::string init_args)
 
 Module::~Module() {
   // Every Use holds a reference, so none is left.
-  if (epoch() != 0) functions_->C_Finalize(nullptr);
+  if (epoch() != 0 || library_->held) {
+    const CK_RV rv = functions_->C_Finalize(nullptr);
+    library_->held = rv != CKR_OK && rv != CKR_CRYPTOKI_NOT_INITIALIZED;
+  }
   {
     base::MutexLock lock(Library::Lock());
     library_->owned = false;
@@ -220,11 +226,12 @@ absl::Status Module::Initialize(const Exclusive& gate, uint64_t seen_epoch,
                      "re-initialised");
   }
   const std::shared_ptr<CallSlot> slot = watch.NewSlot();
-  if (seen_epoch != 0) {
-    // Its answer does not matter: some libraries fail here and are well after
-    // the C_Initialize that follows.
-    watch.Run(Function::kFinalize, *slot,
-              [&] { return functions_->C_Finalize(nullptr); });
+  if (seen_epoch != 0 || library_->held) {
+    // A failure is no reason to stop: some libraries fail here and are well
+    // after the C_Initialize that follows. But the library may still be ours.
+    const CK_RV rv = watch.Run(Function::kFinalize, *slot,
+                               [&] { return functions_->C_Finalize(nullptr); });
+    library_->held = rv != CKR_OK && rv != CKR_CRYPTOKI_NOT_INITIALIZED;
   }
   InitializeArgs args;
   args.standard.flags = CKF_OS_LOCKING_OK;
@@ -234,7 +241,7 @@ absl::Status Module::Initialize(const Exclusive& gate, uint64_t seen_epoch,
     return functions_->C_Initialize(&args.standard);
   });
   if (rv == CKR_CRYPTOKI_ALREADY_INITIALIZED) {
-    if (seen_epoch == 0) {
+    if (!library_->held) {
       return FromRv(rv, Operation::kInitialize,
                     absl::StrCat("PKCS#11 module ", path_,
                                  " is in use by someone else in this process"));
@@ -243,6 +250,7 @@ absl::Status Module::Initialize(const Exclusive& gate, uint64_t seen_epoch,
     return FromRv(rv, Operation::kInitialize,
                   absl::StrCat("C_Initialize of ", path_));
   }
+  library_->held = true;
   base::MutexLock lock(mu_);
   epoch_ = ++last_epoch_;
   return absl::OkStatus();

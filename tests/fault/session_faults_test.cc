@@ -225,6 +225,24 @@ TEST_F(SessionFaultTest, Fault23TokenGoneAndBackRecoversByItself) {
   EXPECT_TRUE(Opens(key_, before));
 }
 
+TEST_F(SessionFaultTest, Fault23LibraryThatRefusesToBeFinalizedIsStillOurs) {
+  rules_->Set({"C_* count=-1 rv=CKR_DEVICE_REMOVED"});
+  EXPECT_TRUE(Eventually([&] {
+    EXPECT_THAT(Encrypt(key_), StatusIs(absl::StatusCode::kUnavailable));
+    return rules_->Count("C_Finalize") >= 2;
+  }));
+  rules_->Clear();
+  EXPECT_TRUE(Eventually([&] { return State() == TokenState::kReady; },
+                         base::DeadlineAfter(std::chrono::seconds(20))))
+      << token_->health().last_error;
+  EXPECT_OK(Encrypt(key_));
+  // Nor does one that refused at the end of a Token keep out the next.
+  rules_->Set({"C_Finalize rv=CKR_DEVICE_REMOVED"});
+  token_.reset();
+  rules_->Clear();
+  OpenReady();
+}
+
 TEST_F(SessionFaultTest, Fault23TokenThatIsAbsentAtStartIsWaitedFor) {
   token_.reset();
   rules_->Set(TokenGone());
