@@ -209,8 +209,8 @@ absl::Status KekdProcess::Start() {
       return absl::UnavailableError(
           absl::StrCat("kekd ended with status ", status, "\n", Log()));
     }
-    // A new channel each time: gRPC tries a socket that was not there again only
-    // after seconds.
+    // A new channel each time: gRPC tries a socket that was not there again
+    // only after seconds.
     auto stub = kms::KeyManagementService::NewStub(ConnectTo(AdminSocket()));
     kms::ListKeyRingsRequest request;
     request.set_parent(kLocation);
