@@ -267,7 +267,8 @@ TEST_F(DispatchTest, StuckWorkIsAnsweredAtTheDeadlineAndItsResultDiscarded) {
   EXPECT_THAT(status.error_message(), HasSubstr("deadline passed"));
   EXPECT_EQ(answer, "");
   release.Notify();
-  returned.WaitForNotification();
+  ASSERT_OK(ordinary_->Drain(base::DeadlineAfter(std::chrono::seconds(20))));
+  EXPECT_TRUE(returned.HasBeenNotified());
 }
 
 TEST_F(DispatchTest, ClientThatGoesAwayFreesNobodyElsesCall) {
@@ -297,6 +298,7 @@ TEST_F(DispatchTest, ClientThatGoesAwayFreesNobodyElsesCall) {
   EXPECT_TRUE(Call(*client, &answer).ok());
   EXPECT_EQ(answer, "question");
   release.Notify();
+  ASSERT_OK(ordinary_->Drain(base::DeadlineAfter(std::chrono::seconds(20))));
 }
 
 TEST_F(DispatchTest, WorkOfACallCancelledInTheQueueIsNotDone) {
@@ -389,6 +391,7 @@ TEST_F(DispatchTest, ShutdownWithinItsBoundAnswersStuckCalls) {
   caller.join();
   server_.reset();
   release.Notify();
+  ASSERT_OK(ordinary_->Drain(base::DeadlineAfter(std::chrono::seconds(20))));
 }
 
 // Two users on one socket are two principals, whatever descriptor numbers the
