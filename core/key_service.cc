@@ -330,7 +330,33 @@ absl::Status KeyService::Engine::End(const CallInfo& call, Method method,
     }
   }
   metrics.Record(method, call.caller.front_end, end.code(), elapsed());
+  CountVersionUse(method, record.version, end.code());
   return end;
+}
+
+void KeyService::Engine::CountVersionUse(Method method,
+                                         const std::string& version,
+                                         absl::StatusCode code) {
+  if (options.metrics == nullptr || version.empty() ||
+      (method != Method::kEncrypt && method != Method::kDecrypt)) {
+    return;
+  }
+  constexpr absl::string_view kInfix = "/cryptoKeyVersions/";
+  const size_t infix = version.rfind(kInfix.data(), std::string::npos);
+  if (infix == std::string::npos) return;
+  const std::string key = version.substr(0, infix);
+  {
+    base::MutexLock lock(mu);
+    if (!in_metrics.contains(key)) return;
+  }
+  options.metrics
+      ->GetCounter("kekd_key_version_operations_total",
+                   "Uses of the versions of bound keys, by method and code.",
+                   {{"code", absl::StatusCodeToString(code)},
+                    {"key", key},
+                    {"method", std::string(MethodName(method))},
+                    {"version", version.substr(infix + kInfix.size())}})
+      ->Increment();
 }
 
 absl::Status KeyService::Engine::CheckEnabled(

@@ -242,6 +242,9 @@ class KeyService::Engine {
                       const catalog::ResourceName& resource) const;
   absl::Status End(const CallInfo& call, Method method, Started& started,
                    const Watch* watch);
+  // Counts a use of a version of a key that ShowInMetrics named.
+  void CountVersionUse(Method method, const std::string& version,
+                       absl::StatusCode code);
 };
 
 // The error of a name of the wrong kind.

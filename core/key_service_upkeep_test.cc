@@ -366,6 +366,11 @@ TEST_F(KeyServiceUpkeepTest, MetricsShowAgesAndUsesOfTheKeysOnShow) {
   MakeKey("other");
   ASSERT_OK(Encrypt(key, "x"));
   service_->ShowInMetrics(key);
+  ASSERT_OK(Encrypt(key, "x"));
+  EXPECT_THAT(metrics_.Expose(),
+              HasSubstr(absl::StrCat(
+                  "kekd_key_version_operations_total{code=\"OK\",key=\"",
+                  key.ToString(), "\",method=\"Encrypt\",version=\"1\"} 1")));
   clock_.Advance(absl::Seconds(100));
   service_->RunDue(Soon());
   const auto series = [&](absl::string_view name, absl::string_view value) {

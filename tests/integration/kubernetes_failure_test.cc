@@ -425,6 +425,13 @@ TEST_F(K8sFailureTest, K8s43MetricsTellWhatHappensInBoundedLabels) {
   EXPECT_EQ(requests("kubernetes.v2", "Decrypt", "INVALID_ARGUMENT"), 1);
   EXPECT_EQ(requests("kubernetes.v1beta1", "Encrypt", "OK"), 1);
   EXPECT_GE(requests("kubernetes.v2", "Status", "OK"), 1);
+  const auto uses = [&](const std::string& method, const std::string& code) {
+    return MetricSum(port, "kekd_key_version_operations_total",
+                     {"version=\"1\"", absl::StrCat("method=\"", method, "\""),
+                      absl::StrCat("code=\"", code, "\"")});
+  };
+  EXPECT_EQ(uses("Encrypt", "OK"), 2);
+  EXPECT_EQ(uses("Decrypt", "OK"), 1);
   EXPECT_GE(MetricSum(port, "kekd_request_duration_seconds_count"), 5);
   EXPECT_GE(MetricSum(port, "kekd_token_calls_total", {"C_Encrypt"}), 2);
   // What is looked at from time to time, and not per call.
