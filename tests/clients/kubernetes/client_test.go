@@ -497,7 +497,57 @@ func TestK8s21K8s25K8s26K8s27V1Beta1(t *testing.T) {
 	}
 }
 
-// Warm restart to the first answered Status: under a second on SoftHSM.
+// K8s32: kekd is killed while eight clients encrypt and decrypt. What was acknowledged before opens afterwards, through the socket that takes
+// the place of the stale one, under the same key_id.
+func TestK8s32KilledInTheMidstOfCalls(t *testing.T) {
+	k := newKekd(t, binding{name: "k8s", key: "secrets"})
+	ctx := testContext(t)
+	service := v2Client(t, ctx, k, "k8s")
+	keyID := awaitHealthy(t, ctx, service).KeyID
+	type acknowledged struct{ plain, ciphertext []byte }
+	var mu sync.Mutex
+	var all []acknowledged
+	count := func() int { mu.Lock(); defer mu.Unlock(); return len(all) }
+	var clients sync.WaitGroup
+	for worker := range 8 {
+		clients.Go(func() {
+			for i := 0; ; i++ {
+				plain := []byte(fmt.Sprintf("seed %02d %024d", worker, i))
+				e, err := service.Encrypt(ctx, "u", plain)
+				if err != nil {
+					return // killed
+				}
+				mu.Lock()
+				all = append(all, acknowledged{plain, e.Ciphertext})
+				mu.Unlock()
+				got, err := service.Decrypt(ctx, "u", &kmsservice.DecryptRequest{Ciphertext: e.Ciphertext, KeyID: e.KeyID})
+				if err == nil && !bytes.Equal(got, plain) {
+					t.Errorf("worker %d: Decrypt gave something else", worker)
+				}
+			}
+		})
+	}
+	eventually(t, 60*time.Second, "200 Encrypts", func() (bool, string) { return count() >= 200, fmt.Sprint(count()) })
+	k.kill()
+	clients.Wait()
+	if _, err := os.Lstat(k.socket("k8s")); err != nil {
+		t.Fatalf("the stale socket is gone: %v", err)
+	}
+	k.start()
+	service = v2Client(t, ctx, k, "k8s")
+	if again := awaitHealthy(t, ctx, service).KeyID; again != keyID {
+		t.Fatalf("key_id after the kill: %q, before: %q", again, keyID)
+	}
+	for i, a := range all {
+		got, err := service.Decrypt(ctx, "u", &kmsservice.DecryptRequest{Ciphertext: a.ciphertext, KeyID: keyID})
+		if err != nil || !bytes.Equal(got, a.plain) {
+			t.Fatalf("ciphertext %d of %d: %v", i, len(all), err)
+		}
+	}
+	t.Logf("%d acknowledged ciphertexts open after the kill", len(all))
+}
+
+// K8s33: Warm restart to the first answered Status: under a second on SoftHSM.
 func TestK8s33RestartIsFast(t *testing.T) {
 	k := newKekd(t, binding{name: "k8s", key: "secrets"})
 	ctx := testContext(t)
