@@ -115,8 +115,8 @@ class UnixListenerTest : public ::testing::Test {
 };
 
 TEST_F(UnixListenerTest, AcceptsPeersOnItsListAndNamesThem) {
+  Ears ears;  // outlives the listener, which calls it
   ASSERT_OK_AND_ASSIGN(auto listener, UnixListener::Open(Options(path_)));
-  Ears ears;
   listener->Start(ears.accepted(), ears.refused());
 
   const int client = Connect(path_);
@@ -131,12 +131,12 @@ TEST_F(UnixListenerTest, AcceptsPeersOnItsListAndNamesThem) {
 }
 
 TEST_F(UnixListenerTest, K8s40PeerThatIsNotOnTheListIsClosedUnreadAndReported) {
+  Ears ears;  // outlives the listener, which calls it
   base::Metrics metrics;
   UnixListener::Options options = Options(path_);
   options.access.uids = {getuid() + 1};
   options.metrics = &metrics;
   ASSERT_OK_AND_ASSIGN(auto listener, UnixListener::Open(options));
-  Ears ears;
   listener->Start(ears.accepted(), ears.refused());
 
   const int client = Connect(path_);
@@ -155,11 +155,11 @@ TEST_F(UnixListenerTest, K8s40PeerThatIsNotOnTheListIsClosedUnreadAndReported) {
 }
 
 TEST_F(UnixListenerTest, GroupsAdmitToo) {
+  Ears ears;  // outlives the listener, which calls it
   UnixListener::Options options = Options(path_);
   options.access.uids = {};
   options.access.gids = {getgid()};
   ASSERT_OK_AND_ASSIGN(auto listener, UnixListener::Open(options));
-  Ears ears;
   listener->Start(ears.accepted(), ears.refused());
   const int client = Connect(path_);
   EXPECT_TRUE(ears.WaitAccepted(1).has_value());
@@ -167,6 +167,7 @@ TEST_F(UnixListenerTest, GroupsAdmitToo) {
 }
 
 TEST_F(UnixListenerTest, PeerWithManySupplementaryGroupsIsReadWhole) {
+  Ears ears;  // outlives the listener, which calls it
   if (geteuid() != 0) GTEST_SKIP() << "needs root to set groups";
   UnixListener::Options options = Options(path_);
   options.access.uids = {};
@@ -174,7 +175,6 @@ TEST_F(UnixListenerTest, PeerWithManySupplementaryGroupsIsReadWhole) {
   options.access.mode = 0666;
   chmod(dir_.path().c_str(), 0755);
   ASSERT_OK_AND_ASSIGN(auto listener, UnixListener::Open(options));
-  Ears ears;
   listener->Start(ears.accepted(), ears.refused());
 
   const pid_t child = fork();
@@ -200,8 +200,8 @@ TEST_F(UnixListenerTest, PeerWithManySupplementaryGroupsIsReadWhole) {
 }
 
 TEST_F(UnixListenerTest, SetAccessHoldsForTheNextConnection) {
+  Ears ears;  // outlives the listener, which calls it
   ASSERT_OK_AND_ASSIGN(auto listener, UnixListener::Open(Options(path_)));
-  Ears ears;
   listener->Start(ears.accepted(), ears.refused());
   SocketAccess nobody;
   listener->SetAccess(nobody);
@@ -262,8 +262,8 @@ TEST_F(UnixListenerTest, K8s39ForeignFileAtThePathIsNeverDeleted) {
 }
 
 TEST_F(UnixListenerTest, K8s32SecondInstanceIsRefusedAndTheFirstLivesOn) {
+  Ears ears;  // outlives the listener, which calls it
   ASSERT_OK_AND_ASSIGN(auto first, UnixListener::Open(Options(path_)));
-  Ears ears;
   first->Start(ears.accepted(), ears.refused());
 
   EXPECT_THAT(UnixListener::Open(Options(path_)),
@@ -295,6 +295,7 @@ TEST_F(UnixListenerTest, LiveSocketOfAnotherProgramIsNotStolen) {
 }
 
 TEST_F(UnixListenerTest, K8s32StaleSocketOfAKilledProcessIsReplaced) {
+  Ears ears;  // outlives the listener, which calls it
   const pid_t child = fork();
   if (child == 0) {
     auto listener = UnixListener::Open(Options(path_));
@@ -307,7 +308,6 @@ TEST_F(UnixListenerTest, K8s32StaleSocketOfAKilledProcessIsReplaced) {
   ASSERT_LT(Connect(path_), 0);
 
   ASSERT_OK_AND_ASSIGN(auto listener, UnixListener::Open(Options(path_)));
-  Ears ears;
   listener->Start(ears.accepted(), ears.refused());
   const int client = Connect(path_);
   EXPECT_TRUE(ears.WaitAccepted(1).has_value());
@@ -332,11 +332,11 @@ TEST_F(UnixListenerTest, DirectoryOpenToOthersOrMissingIsRefused) {
 }
 
 TEST_F(UnixListenerTest, PathAsLongAsAnAddressTakesIsServedAndLongerRefused) {
+  Ears ears;  // outlives the listener, which calls it
   const size_t room =
       sizeof(sockaddr_un::sun_path) - 1 - dir_.path().size() - 1;
   const std::string longest = dir_.File(std::string(room, 's'));
   ASSERT_OK_AND_ASSIGN(auto listener, UnixListener::Open(Options(longest)));
-  Ears ears;
   listener->Start(ears.accepted(), ears.refused());
   const int client = Connect(longest);
   EXPECT_TRUE(ears.WaitAccepted(1).has_value());
@@ -346,10 +346,10 @@ TEST_F(UnixListenerTest, PathAsLongAsAnAddressTakesIsServedAndLongerRefused) {
 }
 
 TEST_F(UnixListenerTest, K8s03AbstractSocketHasNoFileAndJudgesPeersToo) {
+  Ears ears;  // outlives the listener, which calls it
   const std::string name = absl::StrCat("@kekd-test-", getpid());
   UnixListener::Options options = Options(name);
   ASSERT_OK_AND_ASSIGN(auto listener, UnixListener::Open(options));
-  Ears ears;
   listener->Start(ears.accepted(), ears.refused());
   const int client = Connect(name);
   ASSERT_GE(client, 0);
@@ -384,8 +384,8 @@ TEST_F(UnixListenerTest, InheritedSocketIsServedAndItsFileStays) {
   UnixListener::Options options = Options(path_);
   options.inherited_fd = dup(passed);
   {
+    Ears ears;  // outlives the listener, which calls it
     ASSERT_OK_AND_ASSIGN(auto listener, UnixListener::Open(options));
-    Ears ears;
     listener->Start(ears.accepted(), ears.refused());
     EXPECT_TRUE(ears.WaitAccepted(1).has_value());
   }

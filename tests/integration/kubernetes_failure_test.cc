@@ -275,6 +275,7 @@ TEST_F(K8sFailureTest, K8s39SocketHasItsModeAndForeignFilesAreLeftAlone) {
 // Makes a Status call in a process of its own that runs as uid; the exit code
 // is the gRPC code, or 100.
 int StatusAs(uid_t uid, const std::string& socket) {
+  const std::string binary = Reachable(PLUGIN_STATUS_BINARY);
   int status = 0;
   if (!AsRoot([&] {
         const pid_t pid = fork();
@@ -285,7 +286,6 @@ int StatusAs(uid_t uid, const std::string& socket) {
           if (setresgid(gid, gid, gid) != 0 || setresuid(uid, uid, uid) != 0) {
             _exit(100);
           }
-          const std::string binary = PLUGIN_STATUS_BINARY;
           execl(binary.c_str(), binary.c_str(), socket.c_str(), nullptr);
           _exit(101);
         }

@@ -18,6 +18,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <map>
 #include <set>
 #include <thread>
 
@@ -52,6 +53,12 @@ absl::Status FromGrpc(const grpc::Status& status) {
 void DropPrivileges() {
   if (geteuid() != 0) return;
   Demand(setgroups(0, nullptr) == 0, "setgroups");
+  // LeakSanitizer looks at the process from outside when it ends, which a
+  // process with two identities does not allow.
+  std::atexit([] {
+    static_cast<void>(setresuid(0, 0, 0) == 0 || seteuid(0) == 0);
+    prctl(PR_SET_DUMPABLE, 1);
+  });
   Demand(setresgid(kNobody, kNobody, 0) == 0, "setresgid");
   Demand(setresuid(kNobody, kNobody, 0) == 0, "setresuid");
   // A change of identity makes a process undumpable, and its /proc root's.
@@ -71,6 +78,24 @@ bool AsRoot(const std::function<void()>& run) {
   Demand(seteuid(kNobody) == 0, "seteuid");
   prctl(PR_SET_DUMPABLE, 1);
   return true;
+}
+
+std::string Reachable(const std::string& binary) {
+  DropPrivileges();
+  if (access(binary.c_str(), X_OK) == 0) return binary;
+  static std::map<std::string, std::string> copies;
+  static const base::testing::TempDir dir;
+  std::string& copy = copies[binary];
+  if (copy.empty()) {
+    copy = dir.File(std::filesystem::path(binary).filename().string());
+    chmod(dir.path().c_str(), 0711);
+    const bool copied = AsRoot([&] {
+      std::filesystem::copy_file(binary, copy);
+      chmod(copy.c_str(), 0755);
+    });
+    Demand(copied, "the binary cannot be reached");
+  }
+  return copy;
 }
 
 bool Eventually(const std::function<bool()>& condition,
@@ -199,7 +224,7 @@ pid_t KekdProcess::Spawn(const std::vector<std::string>& argv,
 }
 
 absl::Status KekdProcess::Start() {
-  pid_ = Spawn({KEKD_BINARY, "--config", config()}, "kekd.log");
+  pid_ = Spawn({Reachable(KEKD_BINARY), "--config", config()}, "kekd.log");
   const base::Deadline deadline = Within(std::chrono::seconds(20));
   grpc::Status last;
   while (std::chrono::steady_clock::now() < deadline) {
@@ -298,7 +323,7 @@ std::pair<int, std::string> KekdProcess::Run(
     const std::vector<std::string>& arguments) {
   static int runs = 0;
   const std::string log = absl::StrCat("run-", ++runs, ".log");
-  std::vector<std::string> argv = {KEKD_BINARY};
+  std::vector<std::string> argv = {Reachable(KEKD_BINARY)};
   argv.insert(argv.end(), arguments.begin(), arguments.end());
   const pid_t pid = Spawn(argv, log);
   int status = 0;

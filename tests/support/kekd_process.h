@@ -30,6 +30,10 @@ void DropPrivileges();
 // and runs nothing, if the process was not started by root.
 bool AsRoot(const std::function<void()>& run);
 
+// A path of this program that the process can execute without privileges: its
+// own, or, where that lies in somebody's home, a copy's. Any user may run it.
+std::string Reachable(const std::string& binary);
+
 // Polls condition until it holds; false if it does not before the deadline.
 bool Eventually(const std::function<bool()>& condition,
                 base::Deadline deadline);

@@ -554,7 +554,7 @@ func TestK8s33RestartIsFast(t *testing.T) {
 	awaitHealthy(t, ctx, v2Client(t, ctx, k, "k8s"))
 	k.stop()
 	began := time.Now()
-	k.proc = start(t, "kekd", filepath.Join(k.dir, "kekd.log"), true, k.env(), filepath.Join(buildDir(t), "service", "kekd"),
+	k.proc = start(t, "kekd", filepath.Join(k.dir, "kekd.log"), true, k.env(), k.binary(),
 		"--config", filepath.Join(k.dir, "kekd.yaml"))
 	// Dialled by hand until the socket accepts: grpc's reconnect back-off of a second is not what is measured here.
 	for {

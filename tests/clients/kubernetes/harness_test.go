@@ -240,10 +240,25 @@ func buildDir(t *testing.T) string {
 	return dir
 }
 
+// binary is a copy of kekd that an unprivileged user can reach: the build directory may lie in root's home.
+func (k *kekd) binary() string {
+	k.t.Helper()
+	copied := filepath.Join(k.dir, "kekd")
+	if _, err := os.Stat(copied); err == nil {
+		return copied
+	}
+	content, err := os.ReadFile(filepath.Join(buildDir(k.t), "service", "kekd"))
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	mustWrite(k.t, copied, string(content), 0o700)
+	return copied
+}
+
 // start runs kekd and waits until its admin socket answers.
 func (k *kekd) start() {
 	k.t.Helper()
-	k.proc = start(k.t, "kekd", filepath.Join(k.dir, "kekd.log"), true, k.env(), filepath.Join(buildDir(k.t), "service", "kekd"),
+	k.proc = start(k.t, "kekd", filepath.Join(k.dir, "kekd.log"), true, k.env(), k.binary(),
 		"--config", filepath.Join(k.dir, "kekd.yaml"))
 	eventually(k.t, 20*time.Second, "kekd answers", func() (bool, string) {
 		if !k.proc.running() {
