@@ -245,7 +245,7 @@ void KubernetesTest::Start(KekdProcess::Options options) {
 
 void KubernetesTest::StartFaulty(KekdProcess::Options options) {
   rules_.emplace();
-  options.module = fault::FaultRules::ModulePath();
+  options.module = Reachable(fault::FaultRules::ModulePath());
   Start(std::move(options));
 }
 
