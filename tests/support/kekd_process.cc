@@ -51,7 +51,7 @@ absl::Status FromGrpc(const grpc::Status& status) {
 }  // namespace
 
 void DropPrivileges() {
-  if (geteuid() != 0) return;
+  if (getuid() != 0) return;  // the real one: AsRoot lends the effective one
   Demand(setgroups(0, nullptr) == 0, "setgroups");
   // LeakSanitizer looks at the process from outside when it ends, which a
   // process with two identities does not allow.
